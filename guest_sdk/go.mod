@@ -1,0 +1,3 @@
+module wasman.dev/guest
+
+go 1.25
