@@ -1,0 +1,100 @@
+# Everything sets itself up: a user needs Python 3.11, 3.12 or 3.13, git and make. docs/contributing.md tells more.
+#
+#   make demo     see it survive: a CSV pipeline over 336,776 rows whose worker is killed again and again
+#   make test     the tests, on every Python in range that this machine has
+#   make check    the static checks
+#   make bench    the figures
+#   make format   what the formatter and the linter can mend by themselves
+#   make guests   build the guest modules anew (needs TinyGo)
+#   make lock     resolve the locked requirements anew (UPGRADE=--upgrade takes newer versions)
+#   make clean    delete what these have made
+
+# The first Python that runs, is in range and can make virtual environments (Debian packs that apart); a pyenv shim may be
+# there and yet not run. PYTHON=... names another.
+PYTHON_PROBE = import ensurepip, sys, venv; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(1); print("%d.%d" % v, sys.executable)
+PYTHON_FOUND := $(shell for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3 \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin/python3); \
+	do "$$python" -I -c '$(PYTHON_PROBE)' 2>/dev/null && break; done)
+VERSION := $(firstword $(PYTHON_FOUND))
+INTERPRETER := $(wordlist 2,$(words $(PYTHON_FOUND)),$(PYTHON_FOUND))
+VENV := .venv/$(VERSION)
+
+SETUP = "$(INTERPRETER)" tools/setup_env.py
+
+# Where TinyGo is, if it is: WASMAN_TINYGO, or what tools/tinygo.sh installed.
+ifeq ($(WASMAN_TINYGO),)
+ifneq ($(wildcard .tools/tinygo/bin/tinygo),)
+export WASMAN_TINYGO := $(CURDIR)/.tools/tinygo/bin/tinygo
+endif
+endif
+
+UV_VERSION = 0.13.9
+UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+.PHONY: help demo test check bench format guests lock clean env
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+env:
+ifeq ($(VERSION),)
+	@echo "make: $(if $(PYTHON),$(PYTHON) is not,there is no) Python 3.11, 3.12 or 3.13 that runs and has venv and ensurepip." >&2
+	@echo "Install one (Debian and Ubuntu: python3 and python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2
+	@exit 1
+endif
+	@$(SETUP) >/dev/null
+
+demo: env
+	$(VENV)/bin/python tools/fetch_flights.py
+	$(VENV)/bin/python -m samples.process_csv.demo
+
+test: env
+	$(VENV)/bin/python tools/build_guests.py --digests
+ifeq ($(WASMAN_TINYGO),)
+	@echo "TinyGo is not on this machine: the committed guest modules are used, not built anew and compared."
+else
+	$(VENV)/bin/python tools/build_guests.py --check
+endif
+	$(VENV)/bin/python -m pytest
+	@set -e; \
+	pythons=$$($(SETUP) --each); \
+	for python in $$pythons; do \
+		if [ "$$python" != $(VENV)/bin/python ]; then \
+			echo "$$python -m pytest -q -m 'not once'"; \
+			"$$python" -m pytest -q -m "not once"; \
+		fi; \
+	done; \
+	echo "Tested on Python" $$(for python in $$pythons; do "$$python" -c 'import platform; print(platform.python_version())'; done)
+
+check: env
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python tools/check_text.py
+	@if command -v go >/dev/null; then \
+		echo "go vet and go test of guest_sdk"; \
+		cd guest_sdk && go vet ./... && go test ./...; \
+	else \
+		echo "Go is not on this machine: guest_sdk was not checked."; \
+	fi
+
+bench: env
+	$(VENV)/bin/python -m benchmarks
+
+format: env
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+guests: env
+	$(VENV)/bin/python tools/build_guests.py
+
+lock: env
+	test -x .cache/uv/bin/uv || "$(INTERPRETER)" -m venv .cache/uv
+	.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) --group dev --extra trio pyproject.toml --output-file requirements/dev.txt
+	$(UV) --no-deps requirements/demo.in --output-file requirements/demo.txt
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""Brings each defect of the original back, one at a time, and expects its test to fail.
+
+    python tools/run_mutants.py [R04 ...]
+
+A mutant is a unified diff in tests/defects/mutants, named after its defect: R05a.patch must make a test fail whose name
+begins with test_r05a. It is applied to a copy of the tree, so nothing here changes. Before that the tests must pass on
+the copy as it is.
+
+Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MUTANTS = ROOT / "tests" / "defects" / "mutants"
+COPIED = ("host", "wasman_sdk", "tests", "pyproject.toml")
+PATIENCE = 120  # seconds for the tests of one mutant
+
+
+def main() -> int:
+    """Run the chosen mutants, or all of them."""
+    chosen = sys.argv[1:] or sorted(patch.stem for patch in MUTANTS.glob("*.patch"))
+    problems: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="wasman-mutants-") as folder:
+        plain = _copy(Path(folder) / "plain")
+        done = _test(plain, "")
+        if done.returncode:
+            print(done.stdout)
+            print("The tests fail without any mutant.")
+            return 2
+        for name in chosen:
+            copy = _copy(Path(folder) / name)
+            problem = _unapplied(copy, name) or _unnoticed(copy, name)
+            shutil.rmtree(copy)
+            print(f"{name:6} {problem or 'caught'}", flush=True)
+            if problem:
+                problems[name] = problem
+    missing = {f"R{n:02}" for n in range(1, 14)} - {name[:3] for name in chosen}
+    if missing and not sys.argv[1:]:
+        problems["missing"] = ", ".join(sorted(missing))
+        print("no mutant for", problems["missing"])
+    print(f"{len(chosen) - len(problems)} of {len(chosen)} mutants caught")
+    if any(problem.startswith("does not apply") for problem in problems.values()):
+        return 2
+    return 1 if problems else 0
+
+
+def _copy(copy: Path) -> Path:
+    copy.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def _test(copy: Path, word: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of defects whose names hold `word`."""
+    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'host'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/defects", "-k", word]
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def _unapplied(copy: Path, name: str) -> str:
+    # Where the copy lies inside a repository, git would look for the files from its root on.
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(copy.parent)}
+    command = ["git", "apply", str(MUTANTS / f"{name}.patch")]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    return f"does not apply: {done.stderr.strip()}" if done.returncode else ""
+
+
+def _unnoticed(copy: Path, name: str) -> str:
+    """What is wrong with the tests' answer to the mutant, "" where they fail as they should."""
+    try:
+        done = _test(copy, f"test_{name.lower()}")
+    except subprocess.TimeoutExpired:
+        return f"hangs: no answer in {PATIENCE} s"
+    if done.returncode == 0:
+        return "SURVIVES: no test noticed it"
+    if done.returncode != 1 or not re.search(rf"^FAILED \S+::test_{name.lower()}", done.stdout, re.MULTILINE):
+        return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
