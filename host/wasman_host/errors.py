@@ -1,0 +1,257 @@
+"""Every error that wasman raises.
+
+    WasmanError
+    ├── InvalidArgumentError (ValueError)     what the caller gave cannot be used; nothing was started or changed
+    ├── ModuleError
+    │   ├── InvalidModuleError                the bytes are not a guest that wasman can run
+    │   └── WasmVersionMismatchError          another module was offered for a run that is pinned to its own
+    ├── WorkflowAlreadyExistsError            the workflow id is taken
+    ├── WorkflowNotFoundError                 no instance, or no workflow, has that name
+    ├── WorkflowClosedError                   the run has ended, so it takes no more requests
+    ├── ConcurrentExecutionError              somebody else has moved the instance on; this copy is dropped
+    ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
+    │   ├── WorkflowFailedError               ... the guest failed it
+    │   ├── WorkflowTerminatedError           ... a person ended it
+    │   └── WorkflowTimedOutError             ... its own execution timeout ended it
+    ├── BlockedError                          why an instance stands still until somebody unblocks it
+    │   ├── NondeterminismError               the replay asked for something the log does not hold
+    │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
+    │   ├── GuestTimeoutError                 one turn of the guest used more processor time than it may
+    │   ├── GuestLimitError                   memory, stack or another limit of the instance was reached
+    │   ├── InputMismatchError                the guest's entry takes other integers than the run was given
+    │   ├── UnsupportedStateError             the state was written by a newer wasman
+    │   └── StreamError                       a source or sink cannot be used
+    │       └── SourceChangedError            ... because the source is no longer what it was at the start
+    ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
+    ├── ApplicationError                      raised by activities: a failure with a type and details
+    └── StoreError
+        ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
+        └── StoreSchemaError                  the store was made by another version of wasman, or by another program
+
+What the caller can do: mend the argument (`InvalidArgumentError`, `ModuleError`), choose another id or ask for the
+existing run (`WorkflowAlreadyExistsError`), mend the cause and `unblock` (`BlockedError`: the run keeps all its data),
+or wait (`StoreUnavailableError`). `ConcurrentExecutionError` needs nothing: the winner goes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+__all__ = [
+    "ActivityError",
+    "ApplicationError",
+    "BlockedError",
+    "ConcurrentExecutionError",
+    "CorruptSnapshotError",
+    "Failure",
+    "GuestLimitError",
+    "GuestTimeoutError",
+    "InputMismatchError",
+    "InvalidArgumentError",
+    "InvalidModuleError",
+    "ModuleError",
+    "NondeterminismError",
+    "RunEndedError",
+    "SourceChangedError",
+    "StoreError",
+    "StoreSchemaError",
+    "StoreUnavailableError",
+    "StreamError",
+    "UnsupportedStateError",
+    "WasmVersionMismatchError",
+    "WasmanError",
+    "WorkflowAlreadyExistsError",
+    "WorkflowClosedError",
+    "WorkflowFailedError",
+    "WorkflowNotFoundError",
+    "WorkflowTerminatedError",
+    "WorkflowTimedOutError",
+]
+
+
+@frozen
+class Failure:
+    """What went wrong, in the form in which it is stored and handed to guests.
+
+    Attributes:
+        type: A short name that programs can compare, such as ``CardDeclined`` or ``GuestTrap``.
+        message: One sentence for people.
+        details: Anything JSON can hold, chosen by who raised it.
+        activity: The activity that failed, or "" where the failure is not an activity's.
+        attempt: The attempt that failed, from 1; 0 where the failure is not an activity's.
+        backtrace: The guest's wasm backtrace, or "" where there is none.
+    """
+
+    type: str
+    message: str
+    details: Any = None
+    activity: str = ""
+    attempt: int = 0
+    backtrace: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored form; empty fields are left out."""
+        fields = {
+            "type": self.type,
+            "message": self.message,
+            "details": self.details,
+            "activity": self.activity,
+            "attempt": self.attempt,
+            "backtrace": self.backtrace,
+        }
+        return {name: value for name, value in fields.items() if value or name in {"type", "message"}}
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> Failure:
+        """The inverse of `as_json`."""
+        return cls(
+            type=str(fields["type"]),
+            message=str(fields["message"]),
+            details=fields.get("details"),
+            activity=str(fields.get("activity", "")),
+            attempt=int(fields.get("attempt", 0)),
+            backtrace=str(fields.get("backtrace", "")),
+        )
+
+    def __str__(self) -> str:
+        where = f" (activity {self.activity!r}, attempt {self.attempt})" if self.activity else ""
+        return f"{self.type}: {self.message}{where}"
+
+
+class WasmanError(Exception):
+    """The root of everything that wasman raises on purpose."""
+
+
+class InvalidArgumentError(WasmanError, ValueError):
+    """What the caller gave cannot be used; nothing was started or changed."""
+
+
+class ModuleError(WasmanError):
+    """A module cannot be used."""
+
+
+class InvalidModuleError(ModuleError):
+    """The bytes are not a guest that wasman can run; the message says what is wrong with them."""
+
+
+class WasmVersionMismatchError(ModuleError):
+    """Another module was offered for a run that is pinned to its own."""
+
+
+class WorkflowAlreadyExistsError(WasmanError):
+    """The workflow id is taken by an instance that is already there."""
+
+
+class WorkflowNotFoundError(WasmanError):
+    """There is no such instance or workflow in this store."""
+
+
+class WorkflowClosedError(WasmanError):
+    """The run has ended, so it takes no more requests."""
+
+
+class ConcurrentExecutionError(WasmanError):
+    """Somebody else has moved this instance on since it was read; the copy held here is dropped."""
+
+
+class RunEndedError(WasmanError):
+    """The run ended other than by completing.
+
+    Attributes:
+        failure: What is stored of the end.
+    """
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+class WorkflowFailedError(RunEndedError):
+    """The guest failed its run: it called `wasman.fail`, trapped, or exited with a code other than 0."""
+
+
+class WorkflowTerminatedError(RunEndedError):
+    """A person ended the run."""
+
+
+class WorkflowTimedOutError(RunEndedError):
+    """The run's own execution timeout ended it."""
+
+
+class BlockedError(WasmanError):
+    """Why an instance stands still. Its data is untouched; mend the cause, then unblock it."""
+
+
+class NondeterminismError(BlockedError):
+    """The replayed guest asked for something else than its log holds."""
+
+
+class CorruptSnapshotError(BlockedError):
+    """Stored bytes of an instance are missing, damaged, or not where they belong."""
+
+
+class GuestTimeoutError(BlockedError):
+    """One turn of the guest used more processor time than the instance may."""
+
+
+class GuestLimitError(BlockedError):
+    """The guest reached a limit of its instance, such as memory or stack."""
+
+
+class InputMismatchError(BlockedError):
+    """The guest's entry takes other integers than the run was given."""
+
+
+class UnsupportedStateError(BlockedError):
+    """The state was written by a newer wasman than this one."""
+
+
+class StreamError(BlockedError):
+    """A source or a sink of the session cannot be used."""
+
+
+class SourceChangedError(StreamError):
+    """A source is no longer what it was when the run started, so its bytes cannot be read again."""
+
+
+class ActivityError(WasmanError):
+    """An activity failed for good.
+
+    Attributes:
+        failure: Type, message, details, activity and attempt of the last failure.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class ApplicationError(WasmanError):
+    """Raise this in an activity to say more than a Python exception can.
+
+    Args:
+        message: One sentence for people.
+        type: A short name that the guest can compare; the class name by default.
+        details: Anything JSON can hold.
+        non_retryable: True where another attempt cannot help.
+    """
+
+    def __init__(self, message: str, *, type: str = "", details: Any = None, non_retryable: bool = False) -> None:
+        super().__init__(message)
+        self.type = type or self.__class__.__name__
+        self.details = details
+        self.non_retryable = non_retryable
+
+
+class StoreError(WasmanError):
+    """The store cannot do what was asked of it."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store is full, locked, read-only or unreachable: nothing was written, and trying again later may help."""
+
+
+class StoreSchemaError(StoreError):
+    """The file is no wasman store, or one that another version of wasman has made."""

@@ -1,0 +1,396 @@
+"""The store in the memory of one process: for tests, and for workflows that need not outlive it.
+
+The same promises as the durable stores, without the durability. Each method does its work between two turns of the
+event loop, so it is atomic by construction. A worker is dead when its lease has ended.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, evolve, field
+from typing_extensions import override
+
+from wasman_host.errors import CorruptSnapshotError, InvalidArgumentError, StoreUnavailableError
+from wasman_host.store.protocol import CLOSED, Claim, Key, Lost, Message, Page, Sent, Status, Store, Stored, Unread, Won
+from wasman_host.store.rules import (
+    REMEMBER_CONSUMED,
+    check_change,
+    check_message,
+    check_page,
+    claim_order,
+    claimable,
+    cursor_after,
+    matches,
+    verdict,
+)
+from wasman_host.store.watchers import Watchers
+from wasman_host.wake import Answer, call_soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from wasman_host.store.protocol import Change, Columns, Filter
+
+__all__ = ["MemoryStore"]
+
+_TIMED = frozenset({Status.RUNNING, Status.WAITING, Status.PUBLISHING})
+
+
+@define
+class _Instance:
+    """What is kept of one id: all that `Change` with no record takes away."""
+
+    number: int
+    stored: Stored | None = None
+    runs: set[str] = field(factory=set)
+    letters: dict[str, Message] = field(factory=dict)  # in the order of arrival
+    consumed: set[str] = field(factory=set)
+
+
+class MemoryStore(Store):
+    """Instances in dictionaries. Two parts of a program share them by sharing the object.
+
+    Args:
+        clock: Gives the time in ns since 1970; for tests.
+    """
+
+    def __init__(self, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._is_open = False
+        self._numbers = 0
+        self._instances: dict[Key, _Instance] = {}
+        self._logs: dict[str, dict[int, bytes]] = {}
+        self._blobs: dict[str, dict[str, bytes]] = {}
+        self._modules: dict[str, bytes] = {}
+        self._images: dict[str, bytes] = {}
+        self._leases: dict[str, int] = {}
+        self._met: set[str] = set()
+        self._to_forget: deque[tuple[int, Key, str]] = deque()
+        self._watchers = Watchers()
+
+    @override
+    def now(self) -> int:
+        return self._clock()
+
+    @override
+    async def open(self) -> None:
+        self._is_open = True
+
+    @override
+    async def close(self) -> None:
+        self._is_open = False
+
+    @override
+    async def serve(self) -> None:
+        # Nobody else writes here, and the store's own commits wake their watchers themselves.
+        await Answer[None]().wait()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreUnavailableError("the store in memory is not open")
+
+    async def _turn(self) -> None:
+        """Let the others run, as a write to disk would."""
+        answer: Answer[None] = Answer()
+        call_soon(lambda: answer.set(None))
+        await answer.wait()
+
+    def _stored(self, key: Key) -> Stored | None:
+        """The instance. Raises `CorruptSnapshotError` where only its runs or its mail are there."""
+        self._check_open()
+        instance = self._instances.get(key)
+        if instance is None:
+            return None
+        if instance.stored is None:
+            raise CorruptSnapshotError(f"the instance {key} has rows of its runs or mail, but its record is missing")
+        return instance.stored
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+        for change in changes:
+            check_change(change)
+        results: list[Won | Lost | Unread | Exception] = []
+        touched: list[Key] = []
+        for change in changes:
+            try:
+                results.append(self._apply(change, touched))
+            except (CorruptSnapshotError, InvalidArgumentError, StoreUnavailableError) as error:
+                results.append(error)  # the others are decided all the same
+        self._watchers.hint(touched, claimable=self._claimable(touched))
+        await self._turn()
+        return [_raised(result) for result in results]
+
+    def _claimable(self, keys: Sequence[Key]) -> bool:
+        """Whether a worker may take, or must read, one of them."""
+        found = [self._instances[key].stored for key in keys if key in self._instances]
+        return any(stored is not None and (stored.columns.owner is None or stored.mail > 0) for stored in found)
+
+    def _apply(self, change: Change, touched: list[Key]) -> Won | Lost | Unread:
+        key, stored = change.key, self._stored(change.key)
+        found, unconsumed = None, 0
+        if stored is not None:
+            instance = self._instances[key]
+            found = (stored.run, stored.version, stored.nonce, stored.mail)
+            unconsumed = sum(
+                message in instance.letters and message not in instance.consumed for message in change.consumes
+            )
+        decided = verdict(change, found, unconsumed)
+        if isinstance(decided, Unread) and len(self._unread(key)) != decided.mail:
+            raise CorruptSnapshotError(f"{key} should have {decided.mail} unread messages, and has not")
+        if decided is not None:
+            return decided
+        if change.record is None or change.columns is None:
+            self._delete(key)
+            won = Won(0, 0)
+        else:
+            won = self._put(change, change.record, change.columns, stored)
+        if stored is None or won.version == 0 or change.consumes or change.columns != stored.columns:
+            touched.append(key)
+        for child in change.creates:
+            if child.key not in self._instances:
+                self._apply(child, touched)
+        for message in change.sends:
+            self._deliver(message, touched)
+        return won
+
+    def _put(self, change: Change, record: bytes, columns: Columns, stored: Stored | None) -> Won:
+        key = change.key
+        self._check_fresh(change, stored)
+        if stored is None:
+            self._numbers += 1
+            self._instances[key] = _Instance(self._numbers)
+            version, mail = 1, 0
+        else:
+            version, mail = stored.version + 1, stored.mail - len(change.consumes)
+        instance = self._instances[key]
+        columns = evolve(columns, attributes=dict(columns.attributes))
+        instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail)
+        instance.runs.add(change.run)
+        now = self.now()
+        for message in change.consumes:
+            instance.consumed.add(message)
+            self._to_forget.append((now, key, message))
+        self._logs.setdefault(change.run, {}).update(change.entries)
+        self._blobs.setdefault(change.run, {}).update((blob.name, blob.data) for blob in change.blobs)
+        return Won(version, mail)
+
+    def _check_fresh(self, change: Change, stored: Stored | None) -> None:
+        """Nothing that the change adds is there already."""
+        key, run = change.key, change.run
+        if stored is not None and run != stored.run and run in self._instances[key].runs:
+            raise InvalidArgumentError(f"change of {key}: it had a run {run} before; draw a new one")
+        log, blobs = self._logs.get(run, {}), self._blobs.get(run, {})
+        if any(n in log for n, _ in change.entries):
+            raise CorruptSnapshotError(f"the log of a run holds entries that are still to come ({run})")
+        names = [blob.name for blob in change.blobs]
+        if any(name in blobs for name in names) or len(set(names)) < len(names):
+            raise CorruptSnapshotError(f"{key}: a blob of its run {run} is there already")
+
+    def _delete(self, key: Key) -> None:
+        for run in self._instances.pop(key).runs:
+            self._logs.pop(run, None)
+            self._blobs.pop(run, None)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def load(self, key: Key) -> Stored | None:
+        stored = self._stored(key)
+        self._watchers.saw(key, None if stored is None else (stored.run, stored.columns.status, stored.mail))
+        return stored
+
+    @override
+    async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
+        self._check_open()
+        log = self._logs.get(run, {})
+        return sorted((n, entry) for n, entry in log.items() if n >= start and (stop is None or n < stop))
+
+    @override
+    async def blob(self, run: str, name: str) -> bytes | None:
+        self._check_open()
+        return self._blobs.get(run, {}).get(name)
+
+    @override
+    async def put_module(self, digest: str, data: bytes) -> None:
+        self._check_open()
+        self._modules.setdefault(digest, data)
+
+    @override
+    async def module(self, digest: str) -> bytes | None:
+        self._check_open()
+        return self._modules.get(digest)
+
+    @override
+    async def put_image(self, name: str, data: bytes) -> None:
+        self._check_open()
+        self._images.setdefault(name, data)
+
+    @override
+    async def image(self, name: str) -> bytes | None:
+        self._check_open()
+        return self._images.get(name)
+
+    # -- mail ---------------------------------------------------------------------------------------------------------
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        check_message(message)
+        self._stored(message.key)
+        touched: list[Key] = []
+        sent = self._deliver(message, touched)
+        self._watchers.hint(touched, claimable=self._claimable(touched))
+        await self._turn()
+        return sent
+
+    def _deliver(self, message: Message, touched: list[Key]) -> Sent:
+        instance = self._instances.get(message.key)
+        if instance is None or instance.stored is None or not instance.stored.columns.workflow:
+            return Sent.ABSENT
+        if message.id in instance.letters:
+            return Sent.DUPLICATE
+        if instance.stored.columns.status in CLOSED:
+            return Sent.CLOSED
+        instance.letters[message.id] = evolve(message, sent=self.now())
+        instance.stored = evolve(instance.stored, mail=instance.stored.mail + 1)
+        touched.append(message.key)
+        return Sent.ACCEPTED
+
+    @override
+    async def mail(self, key: Key) -> list[Message]:
+        self._check_open()
+        return self._unread(key)
+
+    def _unread(self, key: Key) -> list[Message]:
+        instance = self._instances.get(key)
+        if instance is None:
+            return []
+        return [letter for name, letter in instance.letters.items() if name not in instance.consumed]
+
+    @override
+    async def mailed(self, worker: str) -> list[Key]:
+        self._check_open()
+        return [
+            instance.stored.key
+            for instance in self._instances.values()
+            if instance.stored is not None and instance.stored.columns.owner == worker and instance.stored.mail > 0
+        ]
+
+    def _forget(self, now: int) -> None:
+        while self._to_forget and self._to_forget[0][0] < now - REMEMBER_CONSUMED:
+            _, key, message = self._to_forget.popleft()
+            instance = self._instances.get(key)
+            if instance is not None and message in instance.consumed:
+                instance.consumed.discard(message)
+                instance.letters.pop(message, None)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _is_alive(self, worker: str, now: int) -> bool:
+        return self._leases.get(worker, 0) > now
+
+    @override
+    async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
+        self._check_open()
+        now = self.now()
+        if limit < 1 or not self._is_alive(worker, now):
+            return []
+        found: list[tuple[tuple[int, int], _Instance, Stored]] = []
+        for instance in self._instances.values():
+            stored = instance.stored
+            if stored is None or stored.columns.queue not in queues:
+                continue
+            owner = stored.columns.owner
+            dead = owner is not None and not self._is_alive(owner, now)
+            if claimable(stored.columns, stored.mail, now, owner_dead=dead):
+                found.append((claim_order(stored.columns, instance.number, now), instance, stored))
+        claims: list[Claim] = []
+        for _, instance, stored in sorted(found, key=lambda one: one[0])[:limit]:
+            takeover = stored.columns.owner is not None
+            if stored.columns.owner is not None:
+                self._leases.pop(stored.columns.owner, None)
+            columns = evolve(stored.columns, owner=worker, takeovers=stored.columns.takeovers + takeover)
+            nonce = secrets.token_hex(16)
+            instance.stored = evolve(stored, version=stored.version + 1, nonce=nonce, columns=columns)
+            claims.append(Claim(instance.stored, takeover))
+        if claims:
+            await self._turn()
+        return claims
+
+    @override
+    async def beat(self, worker: str, ttl: float, info: Mapping[str, Any]) -> int | None:
+        self._check_open()
+        now = self.now()
+        self._forget(now)
+        if worker in self._met and worker not in self._leases:
+            return None
+        self._met.add(worker)
+        self._leases[worker] = now + round(ttl * 1e9)
+        return now
+
+    @override
+    async def leave(self, worker: str) -> None:
+        self._check_open()
+        now = self.now()
+        self._met.add(worker)
+        self._leases.pop(worker, None)
+        touched: list[Key] = []
+        for instance in self._instances.values():
+            stored = instance.stored
+            if stored is None or stored.columns.owner != worker:
+                continue
+            wake = stored.columns.wake
+            if stored.columns.status in _TIMED:
+                wake = now if wake is None else min(wake, now)
+            columns = evolve(stored.columns, owner=None, wake=wake)
+            nonce = secrets.token_hex(16)
+            instance.stored = evolve(stored, version=stored.version + 1, nonce=nonce, columns=columns)
+            touched.append(stored.key)
+        self._watchers.hint(touched, claimable=self._claimable(touched))
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    @override
+    async def watch(self, key: Key | None, timeout: float) -> None:
+        if key is not None:
+            instance = self._instances.get(key)
+            stored = None if instance is None else instance.stored
+            state = None if stored is None else (stored.run, stored.columns.status, stored.mail)
+            if self._watchers.moved(key, state):
+                self._watchers.saw(key, state)
+                return
+        await self._watchers.watch(key, timeout)
+
+    # -- listing ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
+        after = check_page(limit, cursor)
+        rows = sorted(self._matching(where), key=_newest_first)
+        if after is not None:
+            rows = [row for row in rows if _newest_first(row) > (-after[0], after[1].encode())]
+        return Page(rows[:limit], cursor_after(rows, limit))
+
+    @override
+    async def count(self, where: Filter) -> int:
+        return len(self._matching(where))
+
+    def _matching(self, where: Filter) -> Sequence[Stored]:
+        self._check_open()
+        stored = (instance.stored for instance in self._instances.values())
+        return [one for one in stored if one is not None and matches(where, one)]
+
+
+def _newest_first(stored: Stored) -> tuple[int, bytes]:
+    return (-stored.columns.created, stored.key.id.encode())
+
+
+def _raised(result: Won | Lost | Unread | Exception) -> Won | Lost | Unread:
+    if isinstance(result, Exception):
+        raise result
+    return result

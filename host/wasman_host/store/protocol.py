@@ -1,0 +1,364 @@
+"""What a store promises, and the values that cross its border.
+
+A store keeps sealed bytes (`wasman_host.seal`) and never looks inside; what it searches by stands in columns beside
+them. Its methods are few on purpose: a new need is first tried with what is here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum, StrEnum
+from typing import Any
+
+from attrs import field, frozen
+
+__all__ = [
+    "CLOSED",
+    "OPEN",
+    "Blob",
+    "Change",
+    "Claim",
+    "Columns",
+    "Filter",
+    "Key",
+    "Lost",
+    "Message",
+    "Page",
+    "Sent",
+    "Status",
+    "Store",
+    "Stored",
+    "Unread",
+    "Won",
+]
+
+
+class Status(StrEnum):
+    """Where an instance stands. A claimed instance is RUNNING or WAITING; a closed one is never claimed."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    BLOCKED = "blocked"
+    PUBLISHING = "publishing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+    TIMED_OUT = "timed_out"
+    CONTINUED = "continued"
+    MOVED = "moved"
+
+
+OPEN = frozenset({Status.RUNNING, Status.WAITING, Status.BLOCKED, Status.PUBLISHING})
+CLOSED = frozenset(Status) - OPEN
+
+
+@frozen(order=True)
+class Key:
+    """Where an instance lives: its tenant and its workflow id."""
+
+    tenant: str
+    id: str
+
+    def __str__(self) -> str:
+        return self.id if self.tenant == "default" else f"{self.tenant}:{self.id}"
+
+
+@frozen
+class Columns:
+    """What a store can search by. Times are nanoseconds since 1970 by the store's clock.
+
+    Attributes:
+        status: Where the instance stands.
+        workflow: The workflow's name. "" makes it a reserved record: never listed, counted or claimed, and mail to it
+            is ABSENT.
+        module: sha256 of the module that the run is pinned to, in hex.
+        queue: The task queue whose workers may claim it.
+        owner: The worker that holds it, or None where it may be claimed.
+        wake: When it wants to be claimed again although nothing arrived; None for "only when mail arrives".
+            Looked at only where nobody owns it.
+        expires: When its execution timeout ends it; None for never. Looked at only where nobody owns it.
+        takeovers: How often it was taken from a dead worker since its owner last wrote this column.
+        size: Bytes stored for the run, as its owner counts them.
+        parent: The id of the instance that started it, or None.
+        created: When the run was created.
+        closed: When it was closed, or None while it is open.
+        attributes: Search attributes.
+    """
+
+    status: Status
+    workflow: str
+    module: str
+    queue: str = "default"
+    owner: str | None = None
+    wake: int | None = None
+    expires: int | None = None
+    takeovers: int = 0
+    size: int = 0
+    parent: str | None = None
+    created: int = 0
+    closed: int | None = None
+    attributes: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class Blob:
+    """Immutable bytes of one run, written with the commit that names them. Names are never reused within a run."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+@frozen
+class Message:
+    """Mail: what others send to an instance. It is consumed by its id in the commit that logs it.
+
+    Attributes:
+        key: The receiving instance, whichever run is the current one.
+        id: Chosen by the sender; a repeated send of one id is a duplicate.
+        kind: Such as "terminate".
+        body: Sealed bytes.
+        sent: When the store accepted it (0 until then), ns since 1970.
+    """
+
+    key: Key
+    id: str
+    kind: str
+    body: bytes = field(repr=False)
+    sent: int = 0
+
+
+class Sent(Enum):
+    """What became of a message."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    CLOSED = "closed"
+    ABSENT = "absent"
+
+
+@frozen
+class Change:
+    """One atomic compare-and-swap of one instance.
+
+    Attributes:
+        key: The instance.
+        expected: (run, version) that the store must hold, or None where the key must be absent. A closed instance
+            is restarted by a change that expects its last (run, version) and brings a new `run`.
+        run: The run that the record belongs to afterwards.
+        nonce: Drawn for this change and kept beside the record, so that an unknown outcome can be resolved: the same
+            change again, while the record still has its nonce, is `Won` and writes nothing.
+        record: Sealed record, or None to delete the instance with all its rows.
+        columns: What the store searches by; None only together with `record`.
+        entries: Log entries to append, as (n, sealed entry), n rising without a gap.
+        blobs: Immutable bytes to keep with the run.
+        consumes: Ids of the mail that this change takes.
+        sends: Messages for other instances, delivered in the same transaction after `creates`; one whose receiver is
+            closed or absent, or has it already, is dropped.
+        creates: Instances to create in the same transaction (children); a create whose key is taken is dropped.
+    """
+
+    key: Key
+    expected: tuple[str, int] | None
+    run: str
+    nonce: str
+    record: bytes | None = field(repr=False)
+    columns: Columns | None
+    entries: Sequence[tuple[int, bytes]] = ()
+    blobs: Sequence[Blob] = ()
+    consumes: Sequence[str] = ()
+    sends: Sequence[Message] = ()
+    creates: Sequence[Change] = ()
+
+
+@frozen
+class Won:
+    """The change is durable; the instance is at `version`, with `mail` messages that nobody has consumed.
+
+    After a deletion both are 0.
+    """
+
+    version: int
+    mail: int
+
+
+@frozen
+class Lost:
+    """Nothing of the change was written: the instance is not at the expected (run, version).
+
+    Or it is, and mail that the change consumes is not there, or was consumed before.
+
+    Attributes:
+        found: What is there instead, or None where there is no such instance.
+    """
+
+    found: tuple[str, int] | None
+
+
+@frozen
+class Unread:
+    """Nothing of the change was written: it would close an instance that has mail which the change does not consume."""
+
+    mail: int
+
+
+@frozen
+class Stored:
+    """An instance as the store holds it."""
+
+    key: Key
+    run: str
+    version: int
+    nonce: str
+    columns: Columns
+    record: bytes = field(repr=False)
+    mail: int = 0
+
+
+@frozen
+class Claim:
+    """An instance that a worker now owns; `stored` is what the claim's own commit wrote."""
+
+    stored: Stored
+    takeover: bool
+
+
+@frozen
+class Filter:
+    """Which instances to list; every given field must match."""
+
+    tenant: str = "default"
+    status: frozenset[Status] | None = None
+    workflow: str | None = None
+    id_prefix: str | None = None
+    created_from: int | None = None  # and later
+    created_to: int | None = None  # and not this time itself
+    attributes: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class Page:
+    """One page of a listing, newest first, and where the next one starts (None at the end)."""
+
+    rows: Sequence[Stored]
+    cursor: str | None
+
+
+class Store(ABC):
+    """Durable instances. All methods may raise `StoreUnavailableError`, having written nothing.
+
+    What the caller gives is checked before anything is written: `InvalidArgumentError`. Damage to the rows of one
+    instance is `CorruptSnapshotError`; damage that the store cannot see is found by the digests in the record.
+
+    One `Store` object belongs to one event loop. `open` is called on it first, `close` last.
+    """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Open or create the store; raises `StoreSchemaError` and `StoreUnavailableError`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up connections and locks. Whatever is durable stays."""
+
+    @abstractmethod
+    async def serve(self) -> None:
+        """Run until cancelled: turn what other processes commit into wake-ups of `watch`."""
+
+    @abstractmethod
+    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+        """Each change alone is atomic and durable when this returns; one loser harms nobody.
+
+        A change to a closed status wins only if it consumes all the mail there is, else it is `Unread`. An unknown
+        outcome (a lost connection, a time-out) is resolved inside, by the nonce. Raises `CorruptSnapshotError` where
+        rows of an id are found without their instance; the other changes are decided all the same.
+        """
+
+    @abstractmethod
+    async def load(self, key: Key) -> Stored | None:
+        """The instance, or None where there is none. `CorruptSnapshotError` where only its other rows are there."""
+
+    @abstractmethod
+    async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
+        """Log entries of a run, n from `start` to below `stop`, in order. A missing row is simply not there."""
+
+    @abstractmethod
+    async def blob(self, run: str, name: str) -> bytes | None:
+        """A blob of a run, or None where it is missing."""
+
+    @abstractmethod
+    async def put_module(self, digest: str, data: bytes) -> None:
+        """Keep a sealed module under its sha256. Idempotent; nothing is overwritten."""
+
+    @abstractmethod
+    async def module(self, digest: str) -> bytes | None:
+        """The sealed module, or None."""
+
+    @abstractmethod
+    async def put_image(self, name: str, data: bytes) -> None:
+        """Keep a sealed base image, shared by all instances of a module. Idempotent; nothing is overwritten."""
+
+    @abstractmethod
+    async def image(self, name: str) -> bytes | None:
+        """The sealed base image, or None."""
+
+    @abstractmethod
+    async def send(self, message: Message) -> Sent:
+        """Deliver mail durably. It never changes the receiver's version.
+
+        A message id is remembered for at least an hour after its consumption, also once the receiver has closed.
+        """
+
+    @abstractmethod
+    async def mail(self, key: Key) -> list[Message]:
+        """What has not been consumed, oldest first."""
+
+    @abstractmethod
+    async def mailed(self, worker: str) -> list[Key]:
+        """Instances that `worker` owns and that have unconsumed mail."""
+
+    @abstractmethod
+    async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
+        """Take up to `limit` open instances of `queues` that are due, have mail, expired, or whose owner is dead.
+
+        Each claim is a fenced commit: version + 1, owner set, a nonce of its own, `takeovers` + 1 where the previous
+        owner died without releasing it (never registered counts as dead). A blocked instance is claimed only for its
+        mail or because it expired. Those that have waited longest come first. A worker that has not beaten, or whose
+        lease has ended, gets none.
+        """
+
+    @abstractmethod
+    async def beat(self, worker: str, ttl: float, info: Mapping[str, Any]) -> int | None:
+        """Register the worker, or let its lease end in `ttl` seconds. The store's time in ns, or None: it was given up.
+
+        A lease that ran out and that nobody took over is prolonged; one whose instances may have been taken is lost:
+        the worker must drop all it holds and come back under a new id. Ids are never used again.
+        """
+
+    @abstractmethod
+    async def leave(self, worker: str) -> None:
+        """End the worker's lease in order; what it still owns is claimable at once, without counting as a takeover.
+
+        Blocked instances stay blocked. The versions of what it owned move on, so its late commits lose.
+        """
+
+    @abstractmethod
+    async def watch(self, key: Key | None, timeout: float) -> None:
+        """Return when another run, status or mail of `key` may be there, or after `timeout` seconds; it may be early.
+
+        None watches for anything that a worker may claim, or must read as mail. A key that has changed so since this
+        store object last gave it out by `load` is answered at once.
+        """
+
+    @abstractmethod
+    async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
+        """Instances, newest first, in keyset pages. Raises `InvalidArgumentError` for a cursor it did not give."""
+
+    @abstractmethod
+    async def count(self, where: Filter) -> int:
+        """How many instances match."""
+
+    @abstractmethod
+    def now(self) -> int:
+        """The store's clock, in ns since 1970."""

@@ -1,0 +1,1006 @@
+"""The store in one SQLite file: the embedded default.
+
+Writing. Every write is an operation, a function that reads and writes inside an open transaction. Operations gather
+for one turn of the event loop; then all of them run in one transaction on the loop's own thread, which is one fsync
+for the lot (a writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit). The
+transaction takes the write lock at its beginning, so what an operation reads stays true until it commits: each
+checks its own fence, and a loser writes nothing. If an operation raises, the group is rolled back and each runs in a
+transaction of its own, so that only the culprit fails.
+
+Waiting. SQLite's busy timeout is 0: a busy wait would stall the loop while a stopped process holds the lock. A group
+that finds the store locked tries again a little later, together with what has come in meanwhile.
+
+Unknown outcomes. A failed COMMIT is rolled back and the operations are run again; those that had landed find their
+own nonce (rule 5), or their own message, and answer as they would have done.
+
+Workers. A worker holds an operating-system lock on a file beside the store from its first beat on. The kernel frees
+it when the process dies, however it dies, so the others need not wait for the lease to end. Files are made, and
+removed, only inside a write transaction, so whoever holds the store's write lock knows that a file without a row in
+`worker` belongs to nobody; ids are never used twice, so nobody waits for a file that is being removed.
+
+Watching. The process's own commits wake its watchers at once. Those of others are seen by polling `pragma
+data_version`, one read of shared memory, while somebody watches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import secrets
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import anyio
+from attrs import define
+from typing_extensions import override
+
+from wasman_host.errors import (
+    CorruptSnapshotError,
+    InvalidArgumentError,
+    StoreError,
+    StoreSchemaError,
+    StoreUnavailableError,
+)
+from wasman_host.store.protocol import (
+    CLOSED,
+    Claim,
+    Columns,
+    Key,
+    Lost,
+    Message,
+    Page,
+    Sent,
+    Status,
+    Store,
+    Stored,
+    Unread,
+    Won,
+)
+from wasman_host.store.rules import (
+    REMEMBER_CONSUMED,
+    check_change,
+    check_message,
+    check_page,
+    claim_order,
+    claimable,
+    cursor_after,
+    verdict,
+)
+from wasman_host.store.watchers import Visible, Watchers
+from wasman_host.wake import Answer, call_later, call_soon
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from wasman_host.store.protocol import Change, Filter
+
+__all__ = ["APPLICATION_ID", "SCHEMA", "SqliteStore"]
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x77736D6E  # "wsmn"
+SCHEMA = 1
+
+# -- SQL, in the order of the protocol. Every text is constant, so sqlite3's cache keeps each prepared. ---------------
+
+_COLUMNS = """tenant, id, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires, takeovers,
+    size, parent, created, closed, attributes, record"""
+
+_FENCE = """select number, run_number, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires,
+    parent, created, closed, attributes from instance where tenant = ? and id = ?"""
+
+_REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
+    or exists (select 1 from mail where tenant = ? and id = ?)"""
+
+_CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, record, takeovers, size, status,
+    workflow, module, queue, owner, wake, expires, parent, created, closed, attributes)
+    values (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+# The step of a running instance touches no index and no page but the row's own.
+_STEP = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?
+    where number = ? and run = ? and version = ?"""
+
+_MOVE = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?, run = ?,
+    run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
+    expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
+
+_ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
+_ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
+_ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
+_ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"
+_DROP_ATTRIBUTE = "delete from attribute where tenant = ? and name = ? and value = ? and id = ?"
+
+_DELETE = (
+    "delete from log where run in (select number from run where tenant = ? and id = ?)",
+    "delete from blob where run in (select number from run where tenant = ? and id = ?)",
+    "delete from mail where tenant = ? and id = ?",
+    "delete from run where tenant = ? and id = ?",
+    "delete from instance where tenant = ? and id = ?",
+)
+
+_LOAD = f"select {_COLUMNS} from instance where tenant = ? and id = ?"  # noqa: S608  constants
+_READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
+    order by n"""
+_BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
+_PUT_MODULE = "insert into module (sha256, data) values (?, ?) on conflict do nothing"
+_MODULE = "select data from module where sha256 = ?"
+_PUT_IMAGE = "insert into image (name, data) values (?, ?) on conflict do nothing"
+_IMAGE = "select data from image where name = ?"
+
+_RECEIVER = "select number, status, workflow from instance where tenant = ? and id = ?"
+_SEND = """insert into mail (tenant, id, message, kind, body, sent) values (?, ?, ?, ?, ?, ?)
+    on conflict do nothing"""
+_IS_SENT = "select 1 from mail where tenant = ? and id = ? and message = ?"
+_MAILED_ONE = "update instance set mail = mail + 1 where number = ?"
+_UNCONSUMED = "select 1 from mail where tenant = ? and id = ? and message = ? and consumed_at is null"
+_CONSUME = "update mail set consumed_at = ? where tenant = ? and id = ? and message = ? and consumed_at is null"
+_FORGET = """delete from mail where number in
+    (select number from mail where consumed_at is not null and consumed_at < ? order by consumed_at limit 1000)"""
+_UNREAD = "select count(*) from mail where tenant = ? and id = ? and consumed_at is null"
+_MAIL = """select message, kind, body, sent from mail where tenant = ? and id = ? and consumed_at is null
+    order by number"""
+_MAILED = "select tenant, id from instance where owner = ? and mail > 0"
+
+# A row that is damaged must not take the place of one that can be claimed, hence json_valid.
+_DUE = f"""select number, {_COLUMNS} from instance where owner is null and wake is not null and workflow <> ''
+    and status in ('running', 'waiting', 'publishing') and queue = ? and wake <= ? and json_valid(attributes)
+    order by wake limit ?"""  # noqa: S608
+_DUE_BY_MAIL = f"""select number, {_COLUMNS} from instance where owner is null and mail > 0 and workflow <> ''
+    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and json_valid(attributes)
+    order by created limit ?"""  # noqa: S608
+_EXPIRED = f"""select number, {_COLUMNS} from instance where owner is null and expires is not null and workflow <> ''
+    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and expires <= ?
+    and json_valid(attributes) order by expires limit ?"""  # noqa: S608
+_OWNED = f"select number, {_COLUMNS} from instance where owner = ?"  # noqa: S608
+_CLAIM = """update instance set version = version + 1, nonce = ?, owner = ?, takeovers = takeovers + ?
+    where number = ? and version = ?"""
+_CLAIMED = f"select {_COLUMNS} from instance where owner = ? and nonce in (?, ?)"  # noqa: S608
+
+# Every owner there is, by one step through the index for each: select distinct would read an entry an instance.
+_OWNERS = """with recursive owner (name) as (
+        select min(owner) from instance where owner is not null
+        union all
+        select (select min(owner) from instance where owner is not null and owner > name) from owner
+        where name is not null
+    ) select owner.name, worker.lease from owner left join worker on worker.id = owner.name
+    where owner.name is not null"""
+
+_LEASE = "select lease from worker where id = ?"
+_WORKERS = "select id, lease from worker"
+_REGISTER = "insert into worker (id, lease, info) values (?, ?, ?) on conflict do nothing"
+_BEAT = "update worker set lease = ?, info = ? where id = ?"
+_REMOVE = "delete from worker where id = ?"
+_RELEASE = """update instance set owner = null, version = version + 1, nonce = ?,
+    wake = case when status in ('running', 'waiting', 'publishing') then min(coalesce(wake, ?), ?) else wake end
+    where owner = ?"""
+
+_STATES = """select i.tenant, i.id, i.run, i.status, i.mail from json_each(?) as k
+    join instance as i on i.tenant = json_extract(k.value, '$[0]') and i.id = json_extract(k.value, '$[1]')"""
+
+# -- end of SQL -------------------------------------------------------------------------------------------------------
+
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "is full: free some space on its disk",
+    sqlite3.SQLITE_READONLY: "is read-only: make the file and its folder writable for this user",
+    sqlite3.SQLITE_PERM: "must not be opened: give this user access to the file and its folder",
+    sqlite3.SQLITE_AUTH: "must not be opened: give this user access to the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: its folder must exist and be writable, and it must be a file",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk",
+    sqlite3.SQLITE_NOMEM: "cannot be used for lack of memory",
+}
+
+_HOUR = 3600 * 1_000_000_000
+_TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
+_WINDOWS = sys.platform == "win32"
+
+
+@define(eq=False)
+class _Member:
+    """One operation of a group, who waits for it, and until when it may be tried (monotonic seconds)."""
+
+    operation: Callable[[], Any]
+    answer: Answer[Any]
+    deadline: float
+
+
+class SqliteStore(Store):
+    """Durable instances in one SQLite file, for any number of processes of one machine.
+
+    Args:
+        path: The file; it is made if there is none. Beside it SQLite keeps `-wal` and `-shm` files, and the workers
+            a folder `-workers`; the four belong together. A network file system will not do.
+        busy_timeout: For how long a locked file is tried again, in seconds.
+        read_only: Open what is there, and write nothing: every write raises `StoreUnavailableError`.
+        clock: Gives the time in ns since 1970; for tests.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_timeout: float = 30.0,
+        read_only: bool = False,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        # SQLite follows links before it names the files beside the store; so must the name of the workers' folder.
+        self.path = Path(path).resolve()
+        self._name = str(self.path)
+        self._folder = self.path.with_name(self.path.name + "-workers")
+        self._busy_timeout = busy_timeout
+        self._read_only = read_only
+        self._clock = clock
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._pending: list[_Member] = []
+        self._scheduled = False
+        self._attempts = 0
+        self._entries: list[tuple[int, int, bytes]] = []
+        self._touched: list[Key] = []
+        self._claimable = False
+        self._repeating = False
+        self._watchers = Watchers()
+        self._locks: dict[str, int] = {}
+        self._lost: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({str(self.path)!r})"
+
+    @override
+    def now(self) -> int:
+        return self._clock()
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def open(self) -> None:
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise StoreUnavailableError(
+                f"this Python is linked to SQLite {sqlite3.sqlite_version}; a wasman store needs 3.37 or later"
+            )
+        self._db = await self._patiently(self._connect)
+        self._file = self._identity()
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rwc"
+        # Nobody but this user reads what workflows carry; SQLite gives the files beside it the mode of this one.
+        if not self._read_only and self.path.parent.is_dir() and not self.path.exists():
+            try:
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            except OSError as error:
+                raise StoreUnavailableError(f"the store {self.path} cannot be made: {error.strerror}") from error
+        db = sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=0)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        def pragma(name: str) -> int | str:
+            value: int | str = db.execute(f"pragma {name}").fetchone()[0]
+            return value
+
+        def empty() -> bool:
+            return pragma("application_id") == 0 and not db.execute("select 1 from sqlite_schema limit 1").fetchall()
+
+        if empty() and not self._read_only:
+            # First the write lock, then a second look: another process may be making the same store.
+            db.execute("begin immediate")
+            try:
+                if empty():
+                    for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
+                        db.execute(statement)
+                    db.execute(f"pragma application_id = {APPLICATION_ID}")
+                    db.execute(f"pragma user_version = {SCHEMA}")
+                db.execute("commit")
+            finally:
+                if db.in_transaction:
+                    db.execute("rollback")
+        if pragma("application_id") != APPLICATION_ID:
+            raise StoreSchemaError(f"{self.path} is the file of another program: give the store a file of its own")
+        if (schema := int(pragma("user_version"))) != SCHEMA:
+            advice = "a newer wasman has made it, so upgrade this one" if schema > SCHEMA else "restore a backup"
+            raise StoreSchemaError(
+                f"the store {self.path} has schema {schema}, and this wasman knows {SCHEMA}: {advice}"
+            )
+        if (mode := pragma("journal_mode" if self._read_only else "journal_mode = wal")) != "wal":
+            raise StoreUnavailableError(
+                f"the store {self.path} cannot use a write-ahead log here (mode {mode!r}): move it to a local disk"
+            )
+        db.execute("pragma synchronous = full")
+        # On macOS an fsync without these does not reach the disk; elsewhere they mean nothing.
+        db.execute("pragma fullfsync = on")
+        db.execute("pragma checkpoint_fullfsync = on")
+
+    @override
+    async def close(self) -> None:
+        if self._db is None:
+            return
+        if self._pending:
+            self._flush()
+        for member in self._pending:  # the store was locked
+            error = StoreUnavailableError(f"the store {self.path} was closed while another process had it locked")
+            member.answer.fail(error)
+        self._pending = []
+        for worker in list(self._locks):
+            os.close(self._locks.pop(worker))
+        db, self._db = self._db, None
+        db.close()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StoreUnavailableError(f"the store {self.path} is not open")
+        return self._db
+
+    # -- errors -------------------------------------------------------------------------------------------------------
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What to raise instead of an error of SQLite or of the operating system; anything else is itself."""
+        if isinstance(error, OSError):
+            explained: StoreError = StoreUnavailableError(f"the store {self.path}: {error.strerror} ({error.filename})")
+            explained.__cause__ = error
+            return explained
+        if not isinstance(error, sqlite3.Error):
+            return error
+        code = _code(error)
+        result: BaseException = error
+        if code in _BUSY:
+            held = f"was locked by another process for {self._busy_timeout:g} s: find out which one, and end it"
+            result = StoreUnavailableError(f"the store {self.path} {held}")
+        elif code in _ADVICE:
+            result = StoreUnavailableError(f"the store {self.path} {_ADVICE[code]} (SQLite: {error})")
+        elif code == sqlite3.SQLITE_NOTADB:
+            result = StoreSchemaError(f"{self.path} is the file of another program: give the store a file of its own")
+        elif code == sqlite3.SQLITE_CORRUPT:
+            result = CorruptSnapshotError(
+                f"the store {self.path} is damaged (SQLite: {error}): stop all workers and restore a backup"
+            )
+        elif code == sqlite3.SQLITE_TOOBIG:
+            result = InvalidArgumentError(f"the store {self.path} cannot keep a value that large (SQLite: {error})")
+        if result is not error:
+            result.__cause__ = error
+        return result
+
+    async def _patiently(self, query: Callable[[], T]) -> T:
+        """Run a query now; again a little later where the file is locked."""
+        deadline = time.monotonic() + self._busy_timeout
+        attempt = 0
+        while True:
+            try:
+                return query()
+            except sqlite3.Error as error:
+                if _code(error) not in _BUSY or time.monotonic() >= deadline:
+                    raise self._explained(error) from error
+            attempt += 1
+            await anyio.sleep(_pause(attempt))
+
+    # -- group commit -------------------------------------------------------------------------------------------------
+
+    def _write(self, operation: Callable[[], T]) -> Answer[T]:
+        """Have the operation run inside the next transaction."""
+        if self._db is None:
+            raise StoreUnavailableError(f"the store {self.path} is not open")
+        answer: Answer[T] = Answer()
+        self._pending.append(_Member(operation, answer, time.monotonic() + self._busy_timeout))
+        if not self._scheduled:
+            self._scheduled = True
+            call_soon(self._flush)
+        return answer
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._db is None or not self._pending:
+            return
+        group, self._pending = self._pending, []
+        done = 0
+        try:
+            try:
+                self._transact(group)
+                done = len(group)
+            except Exception as error:
+                if _code(error) in _BUSY:
+                    raise
+                self._repeating = True
+                for member in group:
+                    self._alone(member)
+                    done += 1
+            self._attempts = 0
+        except Exception as error:  # noqa: BLE001  locked: what is left over waits, unless its time is up
+            self._later(group[done:], error)
+        except BaseException:
+            for member in group[done:]:
+                member.answer.fail(StoreUnavailableError(f"the store {self.path}: interrupted, the outcome is unknown"))
+            raise
+        finally:
+            self._repeating = False
+
+    def _alone(self, member: _Member) -> None:
+        """Run one operation in a transaction of its own; raises only where the store is locked."""
+        for last in (False, True):
+            try:
+                self._transact([member])
+            except _CommitError as error:
+                # Once more: if it has landed all the same, the operation finds its nonce.
+                if last:
+                    member.answer.fail(self._explained(cast("BaseException", error.__cause__)))
+            except Exception as error:
+                if _code(error) in _BUSY:
+                    raise
+                member.answer.fail(self._explained(error))
+                return
+            else:
+                return
+
+    def _later(self, group: list[_Member], error: Exception) -> None:
+        now = time.monotonic()
+        for member in group:
+            if member.deadline <= now:
+                member.answer.fail(self._explained(error))
+        self._pending = [member for member in group if member.deadline > now] + self._pending
+        self._attempts += 1
+        if self._pending and not self._scheduled:
+            self._scheduled = True
+            call_later(_pause(self._attempts), self._flush)
+
+    def _transact(self, group: list[_Member]) -> None:
+        """Run the operations in one transaction, and answer them when it is on disk; or raise, with nothing written."""
+        db = self._connection
+        self._check_file()
+        db.execute("begin immediate")
+        try:
+            results = [member.operation() for member in group]
+            self._write_entries()
+            try:
+                db.execute("commit")
+            except sqlite3.Error as error:
+                if _code(error) in _BUSY:
+                    raise
+                raise _CommitError from error
+        except BaseException:
+            self._entries.clear()
+            self._touched.clear()
+            self._claimable = False
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        for member, result in zip(group, results, strict=True):
+            member.answer.set(result)
+        if self._watchers:
+            self._watchers.hint(self._touched, claimable=self._claimable)
+        self._touched.clear()
+        self._claimable = False
+
+    def _check_file(self) -> None:
+        # A deleted file can still be written to, and all of it is gone when the last process closes it.
+        if self._identity() != self._file:
+            raise StoreUnavailableError(
+                f"the store {self.path} was deleted, moved or replaced while it was open: put it back and start again"
+            )
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._name)  # noqa: PTH116  once a group: Path.stat costs three times as much
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino)
+
+    def _write_entries(self) -> None:
+        if self._entries:
+            entries = self._entries.copy()
+            self._entries.clear()
+            try:
+                self._connection.executemany(_ADD_ENTRY, entries)
+            except sqlite3.IntegrityError as error:
+                raise CorruptSnapshotError("the log of a run holds entries that are still to come") from error
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+        for change in changes:
+            check_change(change)
+        if len(changes) == 1:
+            return [await self._write(partial(self._apply, changes[0])).wait()]
+        answers = [self._write(partial(self._apply, change)) for change in changes]
+        return [await answer.wait() for answer in answers]
+
+    def _apply(self, change: Change) -> Won | Lost | Unread:
+        """Operation: decide on one change, and write it if it wins."""
+        db, key = self._connection, change.key
+        row = db.execute(_FENCE, (key.tenant, key.id)).fetchone()
+        unconsumed = 0
+        if row is None:
+            self._check_remains(key)
+        elif change.consumes:
+            unconsumed = sum(
+                db.execute(_UNCONSUMED, (key.tenant, key.id, message)).fetchone() is not None
+                for message in change.consumes
+            )
+        decided = verdict(change, None if row is None else row[2:6], unconsumed)
+        if isinstance(decided, Unread) and db.execute(_UNREAD, (key.tenant, key.id)).fetchone()[0] != decided.mail:
+            raise CorruptSnapshotError(f"{key} should have {decided.mail} unread messages in {self.path}, and has not")
+        if decided is not None:
+            return decided
+        if change.record is None or change.columns is None:
+            won = self._delete(key, row)
+        else:
+            won = self._put(change, change.record, change.columns, row)
+        for child in change.creates:
+            if not self._remains(child.key):  # an instance that is there has rows as well
+                self._apply(child)
+        for message in change.sends:
+            self._deliver(message)
+        return won
+
+    def _remains(self, key: Key) -> bool:
+        return bool(self._connection.execute(_REMAINS, (key.tenant, key.id) * 2).fetchone()[0])
+
+    def _check_remains(self, key: Key) -> None:
+        if self._remains(key):
+            raise CorruptSnapshotError(
+                f"the instance {key} has rows of its runs or mail in {self.path}, but its record is missing"
+            )
+
+    def _put(self, change: Change, record: bytes, columns: Columns, row: tuple[Any, ...] | None) -> Won:
+        db, key = self._connection, change.key
+        attributes = json.dumps(dict(columns.attributes), sort_keys=True) if columns.attributes else "{}"
+        head = (change.nonce, record, columns.takeovers, columns.size)
+        searched = (
+            columns.status.value,
+            columns.workflow,
+            columns.module,
+            columns.queue,
+            columns.owner,
+            columns.wake,
+            columns.expires,
+            columns.parent,
+            columns.created,
+            columns.closed,
+            attributes,
+        )
+        version, mail, before = 0, 0, "{}"
+        run = self._add_run(key, change.run) if row is None or change.run != row[2] else row[1]
+        if row is None:
+            self._moved(key, claimable=columns.owner is None)
+            db.execute(_CREATE, (key.tenant, key.id, change.run, run, *head, *searched))
+        else:
+            number, _, was_run, version, _, mail, *was = row
+            before = was[-1]
+            if change.run == was_run and not change.consumes and tuple(was) == searched:
+                written = db.execute(_STEP, (*head, number, was_run, version)).rowcount
+            else:
+                self._moved(key, claimable=columns.owner is None)
+                mail -= len(change.consumes)
+                move = (*head, change.run, run, len(change.consumes), *searched, number, was_run, version)
+                written = db.execute(_MOVE, move).rowcount
+            assert written == 1  # the row was read inside this transaction
+        if attributes != before:
+            self._drop_attributes(key, before)
+            rows = [(key.tenant, name, value, key.id) for name, value in columns.attributes.items()]
+            db.executemany(_ADD_ATTRIBUTE, rows)
+        self._add(change, run)
+        return Won(version + 1, mail)
+
+    def _add(self, change: Change, run: int) -> None:
+        """What a change writes beside the record."""
+        db, key = self._connection, change.key
+        if change.consumes:
+            now = self.now()
+            for message in change.consumes:
+                assert db.execute(_CONSUME, (now, key.tenant, key.id, message)).rowcount == 1
+        if change.blobs:
+            try:
+                db.executemany(_ADD_BLOB, [(run, blob.name, blob.data) for blob in change.blobs])
+            except sqlite3.IntegrityError as error:
+                raise CorruptSnapshotError(f"{key}: a blob of its run {change.run} is there already") from error
+        for n, entry in change.entries:
+            self._entries.append((run, n, entry))
+
+    def _add_run(self, key: Key, run: str) -> int:
+        try:
+            number = self._connection.execute(_ADD_RUN, (run, key.tenant, key.id)).lastrowid
+        except sqlite3.IntegrityError as error:
+            raise InvalidArgumentError(f"change of {key}: there is a run {run} already; draw a new one") from error
+        assert number is not None
+        return number
+
+    def _drop_attributes(self, key: Key, attributes: str) -> None:
+        if attributes != "{}":
+            rows = [(key.tenant, name, value, key.id) for name, value in json.loads(attributes).items()]
+            self._connection.executemany(_DROP_ATTRIBUTE, rows)
+
+    def _delete(self, key: Key, row: tuple[Any, ...]) -> Won:
+        self._write_entries()  # what members before this one have appended goes as well
+        self._drop_attributes(key, row[-1])
+        for statement in _DELETE:
+            self._connection.execute(statement, (key.tenant, key.id))
+        self._moved(key, claimable=False)
+        return Won(0, 0)
+
+    def _moved(self, key: Key, *, claimable: bool) -> None:
+        """Others can see a difference; those who watch are told when it is on disk."""
+        self._touched.append(key)
+        self._claimable |= claimable
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def load(self, key: Key) -> Stored | None:
+        row = await self._patiently(lambda: self._connection.execute(_LOAD, (key.tenant, key.id)).fetchone())
+        if row is None:
+            await self._patiently(lambda: self._check_remains(key))
+            self._watchers.saw(key, None)
+            return None
+        stored = _stored(row)
+        self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
+        return stored
+
+    @override
+    async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
+        bounds = (run, start, 2**63 - 1 if stop is None else stop)
+        return await self._patiently(lambda: self._connection.execute(_READ, bounds).fetchall())
+
+    @override
+    async def blob(self, run: str, name: str) -> bytes | None:
+        return await self._one(_BLOB, run, name)
+
+    async def _one(self, query: str, *parameters: str) -> bytes | None:
+        row = await self._patiently(lambda: self._connection.execute(query, parameters).fetchone())
+        return None if row is None else row[0]
+
+    @override
+    async def put_module(self, digest: str, data: bytes) -> None:
+        await self._write(lambda: self._connection.execute(_PUT_MODULE, (digest, data)).rowcount).wait()
+
+    @override
+    async def module(self, digest: str) -> bytes | None:
+        return await self._one(_MODULE, digest)
+
+    @override
+    async def put_image(self, name: str, data: bytes) -> None:
+        await self._write(lambda: self._connection.execute(_PUT_IMAGE, (name, data)).rowcount).wait()
+
+    @override
+    async def image(self, name: str) -> bytes | None:
+        return await self._one(_IMAGE, name)
+
+    # -- mail ---------------------------------------------------------------------------------------------------------
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        check_message(message)
+        return await self._write(partial(self._send, message)).wait()
+
+    def _send(self, message: Message) -> Sent:
+        """Operation: deliver one message."""
+        sent = self._deliver(message)
+        if sent is Sent.ABSENT and not self._connection.execute(_LOAD, (message.key.tenant, message.key.id)).fetchone():
+            self._check_remains(message.key)
+        return sent
+
+    def _deliver(self, message: Message) -> Sent:
+        db, key = self._connection, message.key
+        row = db.execute(_RECEIVER, (key.tenant, key.id)).fetchone()
+        if row is None or not row[2]:
+            return Sent.ABSENT
+        number, status, _ = row
+        if Status(status) in CLOSED:
+            is_sent = db.execute(_IS_SENT, (key.tenant, key.id, message.id)).fetchone()
+            return Sent.DUPLICATE if is_sent else Sent.CLOSED
+        letter = (key.tenant, key.id, message.id, message.kind, message.body, self.now())
+        if not db.execute(_SEND, letter).rowcount:
+            return Sent.DUPLICATE
+        db.execute(_MAILED_ONE, (number,))
+        self._moved(key, claimable=True)
+        return Sent.ACCEPTED
+
+    @override
+    async def mail(self, key: Key) -> list[Message]:
+        rows = await self._patiently(lambda: self._connection.execute(_MAIL, (key.tenant, key.id)).fetchall())
+        return [Message(key, *row) for row in rows]
+
+    @override
+    async def mailed(self, worker: str) -> list[Key]:
+        rows = await self._patiently(lambda: self._connection.execute(_MAILED, (worker,)).fetchall())
+        return [Key(*row) for row in rows]
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
+        if limit < 1:
+            return []
+        # Most looks find nothing; only one that does pays for a transaction.
+        if not await self._patiently(lambda: self._candidates(worker, queues, 1)):
+            return []
+        return await self._write(partial(self._claim, worker, queues, limit, secrets.token_hex(16))).wait()
+
+    def _candidates(self, worker: str, queues: Sequence[str], limit: int) -> list[tuple[int, Stored, bool]]:
+        """(row number, instance, whether its owner is dead) of what `worker` may take, in the order of taking."""
+        db, now = self._connection, self.now()
+        lease = db.execute(_LEASE, (worker,)).fetchone()
+        if lease is None or lease[0] <= now:
+            return []  # whoever takes what others may take back at once should beat first
+        rows: dict[int, tuple[Any, ...]] = {}
+        dead = [owner for owner, lease in db.execute(_OWNERS).fetchall() if self._is_dead(owner, lease, now)]
+        for owner in dead:
+            rows.update((row[0], row) for row in db.execute(_OWNED, (owner,)).fetchall())
+        wanted = dict.fromkeys(queues)
+        for queue in wanted:
+            rows.update((row[0], row) for row in db.execute(_DUE, (queue, now, limit)).fetchall())
+            rows.update((row[0], row) for row in db.execute(_DUE_BY_MAIL, (queue, limit)).fetchall())
+            rows.update((row[0], row) for row in db.execute(_EXPIRED, (queue, now, limit)).fetchall())
+        found = [(number, _shown(row)) for number, *row in rows.values()]
+        taken = [
+            (number, stored, stored.columns.owner is not None)
+            for number, stored in found
+            if stored.columns.queue in wanted and claimable(stored.columns, stored.mail, now, owner_dead=True)
+        ]
+        return sorted(taken, key=lambda one: claim_order(one[1].columns, one[0], now))[:limit]
+
+    def _claim(self, worker: str, queues: Sequence[str], limit: int, nonce: str) -> list[Claim]:
+        """Operation: take instances for a worker."""
+        db = self._connection
+        plain, takeover = nonce + "c", nonce + "t"
+        if self._repeating and (landed := db.execute(_CLAIMED, (worker, plain, takeover)).fetchall()):
+            return [Claim(stored, stored.nonce == takeover) for stored in map(_stored, landed)]
+        claims: list[Claim] = []
+        for number, stored, dead in self._candidates(worker, queues, limit):
+            if dead and stored.columns.owner is not None:
+                self._remove(stored.columns.owner)
+            change = (takeover if dead else plain, worker, int(dead), number, stored.version)
+            assert db.execute(_CLAIM, change).rowcount == 1  # the row was read inside this transaction
+            row = db.execute(_LOAD, (stored.key.tenant, stored.key.id)).fetchone()
+            claims.append(Claim(_stored(row), dead))
+        return claims
+
+    def _is_dead(self, worker: str, lease: int | None, now: int) -> bool:
+        """Whether what the worker owns may be taken; `lease` is None where it is not registered (any more)."""
+        return lease is None or lease <= now or self._has_died(worker)
+
+    def _has_died(self, worker: str) -> bool:
+        """Whether the process of a registered worker is gone; False where that cannot be told."""
+        if _WINDOWS or worker in self._locks:
+            return False
+        try:
+            file = os.open(self._lock_path(worker), os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            # Shared, so that two who look at once do not take each other for the worker.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(file)
+
+    def _lock_path(self, worker: str) -> Path:
+        return self._folder / hashlib.sha256(worker.encode()).hexdigest()[:32]
+
+    def _remove(self, worker: str) -> None:
+        """Inside a transaction: a dead worker is nobody any more; if it lives after all, its next beat tells it."""
+        if self._connection.execute(_REMOVE, (worker,)).rowcount:
+            self._lock_path(worker).unlink(missing_ok=True)
+
+    @override
+    async def beat(self, worker: str, ttl: float, info: Mapping[str, Any]) -> int | None:
+        if worker in self._lost:
+            return None
+        text = json.dumps(dict(info), sort_keys=True)
+        known = worker in self._locks
+        try:
+            now = await self._write(partial(self._beat, worker, round(ttl * 1e9), text, known=known)).wait()
+        except BaseException:
+            if not known:
+                self._give_up(worker, remove=True)
+            raise
+        if now is None:
+            self._lost.add(worker)
+            self._give_up(worker)
+        return now
+
+    def _beat(self, worker: str, ttl: int, info: str, *, known: bool) -> int | None:
+        """Operation: prolong a lease, or register a worker that has none."""
+        db, now = self._connection, self.now()
+        db.execute(_FORGET, (now - REMEMBER_CONSUMED,))
+        if known:
+            return now if db.execute(_BEAT, (now + ttl, info, worker)).rowcount else None
+        self._sweep(now)
+        if worker not in self._locks:
+            if db.execute(_LEASE, (worker,)).fetchone() is not None:
+                return None  # somebody else goes by that id
+            self._lock(worker)
+        db.execute(_REGISTER, (worker, now + ttl, info))
+        return now
+
+    def _lock(self, worker: str) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._lock_path(worker)
+        # No row bears this id, and files are made and removed inside a write transaction: a file is left over.
+        path.unlink(missing_ok=True)
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        self._locks[worker] = file
+        os.write(file, f"{os.getpid()} {worker}\n".encode())
+        if not _WINDOWS:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _give_up(self, worker: str, *, remove: bool = False) -> None:
+        file = self._locks.pop(worker, None)
+        if file is not None:
+            os.close(file)
+            if remove:
+                self._lock_path(worker).unlink(missing_ok=True)
+
+    def _sweep(self, now: int) -> None:
+        """Inside a transaction: remove the workers that have died, and files that no worker's row stands for."""
+        rows = self._connection.execute(_WORKERS).fetchall()
+        files = {self._lock_path(worker).name for worker in self._locks}
+        for worker, lease in rows:
+            if self._has_died(worker) or (_WINDOWS and lease < now - _HOUR):
+                self._remove(worker)
+            else:
+                files.add(self._lock_path(worker).name)
+        if self._folder.is_dir():
+            for file in self._folder.iterdir():
+                if file.name not in files:
+                    file.unlink(missing_ok=True)
+
+    @override
+    async def leave(self, worker: str) -> None:
+        await self._write(partial(self._leave, worker, secrets.token_hex(16))).wait()
+        self._lost.add(worker)
+        self._give_up(worker, remove=True)
+
+    def _leave(self, worker: str, nonce: str) -> None:
+        """Operation: end a worker and hand over what it owns; the version moves on, so that it cannot write to it."""
+        db = self._connection
+        for _, *row in db.execute(_OWNED, (worker,)).fetchall():
+            self._moved(_stored(row).key, claimable=True)
+        now = self.now()
+        db.execute(_RELEASE, (nonce, now, now, worker))
+        db.execute(_REMOVE, (worker,))
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    @override
+    async def watch(self, key: Key | None, timeout: float) -> None:
+        if key is None:
+            await self._watchers.watch(None, timeout)
+            return
+        state = (await self._patiently(lambda: self._states([key]))).get(key)
+        if self._watchers.moved(key, state):
+            self._watchers.saw(key, state)
+        else:
+            await self._watchers.watch(key, timeout)
+
+    def _states(self, keys: Sequence[Key]) -> dict[Key, Visible]:
+        text = json.dumps([(key.tenant, key.id) for key in keys])
+        rows = self._connection.execute(_STATES, (text,)).fetchall()
+        return {Key(tenant, instance): (run, status, mail) for tenant, instance, run, status, mail in rows}
+
+    @override
+    async def serve(self) -> None:
+        seen, quiet = -1, 0
+        while True:
+            await self._watchers.watched()
+            await anyio.sleep(_TURN if quiet < 1 / _TURN else 2 * _TURN)
+            quiet += 1
+            try:
+                version = self._connection.execute("pragma data_version").fetchone()[0]
+                if version != seen:
+                    seen, quiet = version, 0
+                    keys = self._watchers.keys
+                    self._watchers.foreign(self._states(keys) if keys else {})
+            except sqlite3.Error as error:
+                if _code(error) not in _BUSY:
+                    raise self._explained(error) from error
+
+    # -- listing ------------------------------------------------------------------------------------------------------
+
+    @override
+    async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
+        after = check_page(limit, cursor)
+        condition, parameters = _condition(where)
+        if after is not None:
+            condition += " and created <= ? and (created < ? or id > ?)"
+            parameters += [after[0], *after]
+        query = f"select {_COLUMNS} from instance where {condition} order by created desc, id limit ?"  # noqa: S608
+        rows = await self._patiently(lambda: self._connection.execute(query, (*parameters, limit + 1)).fetchall())
+        page = [_shown(row) for row in rows]
+        return Page(page[:limit], cursor_after(page, limit))
+
+    @override
+    async def count(self, where: Filter) -> int:
+        condition, parameters = _condition(where)
+        query = f"select count(*) from instance where {condition}"  # noqa: S608
+        row = await self._patiently(lambda: self._connection.execute(query, parameters).fetchone())
+        return int(row[0])
+
+
+class _CommitError(Exception):
+    """COMMIT itself failed (the cause): whether the transaction is on disk has to be looked up."""
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary result code, or -1."""
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    return -1 if code is None else code & 0xFF
+
+
+def _pause(attempt: int) -> float:
+    """How long to wait for a lock, in seconds: about the time of one commit at first, and never two the same."""
+    return random.uniform(0.0003, min(0.001 * attempt, 0.02))  # noqa: S311  no secret
+
+
+def _stored(row: Sequence[Any]) -> Stored:
+    tenant, instance, run, version, nonce, mail, status, *plain, attributes, record = row
+    workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed = plain
+    try:
+        columns = Columns(
+            Status(status),
+            workflow,
+            module,
+            queue,
+            owner,
+            wake,
+            expires,
+            takeovers,
+            size,
+            parent,
+            created,
+            closed,
+            json.loads(attributes) if attributes != "{}" else {},
+        )
+    except ValueError as error:
+        raise CorruptSnapshotError(f"the columns of {Key(tenant, instance)} are damaged: {error}") from error
+    return Stored(Key(tenant, instance), run, version, nonce, columns, record, mail)
+
+
+def _shown(row: Sequence[Any]) -> Stored:
+    """As `_stored`, but an instance whose columns are damaged is blocked, and does not hide all the others."""
+    try:
+        return _stored(row)
+    except CorruptSnapshotError:
+        return _stored((*row[:6], Status.BLOCKED.value, *row[7:-2], "{}", row[-1]))
+
+
+def _condition(where: Filter) -> tuple[str, list[Any]]:
+    """The condition of a listing, of constant parts, and its parameters."""
+    parts: list[str] = ["tenant = ?", "workflow <> ''"]
+    parameters: list[Any] = [where.tenant]
+    for part, value in (
+        ("workflow = ?", where.workflow),
+        ("created >= ?", where.created_from),
+        ("created < ?", where.created_to),
+    ):
+        if value is not None:
+            parts.append(part)
+            parameters.append(value)
+    if where.id_prefix is not None:
+        parts.append("substr(id, 1, ?) = ?")
+        parameters += [len(where.id_prefix), where.id_prefix]
+    if where.status is not None:
+        parts.append("status in (select value from json_each(?))")
+        parameters.append(json.dumps(sorted(status.value for status in where.status)))
+    for name, value in where.attributes.items():
+        parts.append("id in (select id from attribute where tenant = ? and name = ? and value = ?)")
+        parameters += [where.tenant, name, value]
+    return " and ".join(parts), parameters

@@ -1,0 +1,105 @@
+"""Wake-ups on the path of every step: the one file of the host that knows asyncio and trio.
+
+anyio's events and task wake-ups cost a quarter of the throughput of a durable call, so the three things that happen
+once a step are done on the event loop's own primitives here. Everything else in wasman is anyio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import sniffio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Answer", "call_later", "call_soon"]
+
+T = TypeVar("T")
+
+
+def _on_trio() -> bool:
+    # trio cannot be the running library unless somebody imported it; looking there first keeps asyncio's path short.
+    if "trio" not in sys.modules:
+        return False
+    try:
+        return sniffio.current_async_library() == "trio"
+    except sniffio.AsyncLibraryNotFoundError:  # a callback of asyncio's loop, where there is no task to tell by
+        return False
+
+
+class Answer(Generic[T]):
+    """One value, or one exception, for one task that waits for it, set on the thread of its event loop."""
+
+    __slots__ = ("_future", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: tuple[T | None, BaseException | None] | None = None
+        if _on_trio():
+            import trio  # noqa: PLC0415  trio is optional; only a program that runs on it has it
+
+            self._future: asyncio.Future[None] | trio.Event = trio.Event()
+        else:
+            self._future = asyncio.get_running_loop().create_future()
+
+    def set(self, value: T) -> None:
+        """Give the value; later settings are ignored."""
+        self._settle((value, None))
+
+    def fail(self, error: BaseException) -> None:
+        """Give an exception instead; later settings are ignored."""
+        self._settle((None, error))
+
+    def _settle(self, outcome: tuple[T | None, BaseException | None]) -> None:
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        if isinstance(self._future, asyncio.Future):
+            if not self._future.done():  # the waiting task may have been cancelled
+                self._future.set_result(None)
+        else:
+            self._future.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether a value or an exception was given."""
+        return self._outcome is not None
+
+    async def wait(self) -> T:
+        """The value, as soon as it is there; raises the exception if one was given."""
+        if self._outcome is None:
+            if isinstance(self._future, asyncio.Future):
+                await self._future
+            else:
+                await self._future.wait()
+        assert self._outcome is not None
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # T may be None itself
+
+
+def call_soon(callback: Callable[[], None]) -> None:
+    """Run `callback` in the next turn of the running event loop."""
+    if _on_trio():
+        import trio  # noqa: PLC0415  see Answer
+
+        trio.lowlevel.current_trio_token().run_sync_soon(callback)
+    else:
+        asyncio.get_running_loop().call_soon(callback)
+
+
+def call_later(seconds: float, callback: Callable[[], None]) -> None:
+    """Run `callback` on the running event loop after `seconds`."""
+    if _on_trio():
+        import trio  # noqa: PLC0415  see Answer
+
+        async def wait() -> None:
+            await trio.sleep(seconds)
+            callback()
+
+        trio.lowlevel.spawn_system_task(wait)
+    else:
+        asyncio.get_running_loop().call_later(seconds, callback)

@@ -1,0 +1,28 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.settings import Clock, Setting, database
+from wasman_host.store import MemoryStore, SqliteStore, Store
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+async def setting(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Setting]:
+    del anyio_backend  # the loop that the stores belong to
+    clock = Clock()
+    if request.param == "memory":
+        store: Store = MemoryStore(clock=clock)
+        other = store
+    else:
+        store, other = (SqliteStore(database(tmp_path), clock=clock) for _ in range(2))
+    await store.open()
+    await other.open()
+    yield Setting(store, other, clock)
+    await other.close()
+    await store.close()
