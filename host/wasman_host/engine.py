@@ -1,0 +1,281 @@
+"""One worker's engine: it claims instances, keeps them alive, and gives them up when it leaves.
+
+What instances share lives here: compiled modules, base images, activities, stream types, and the lease under which all
+of them run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from attrs import field, frozen
+
+from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
+from wasman_host.guest.module import compile_module, entry_of, initial_image
+from wasman_host.instance import Instance
+from wasman_host.machine import Terminating
+from wasman_host.seal import Address, digest_of, seal, unseal
+from wasman_host.snapshot import PAGE, Delta, apply, changed, decode_delta, encode_delta
+from wasman_host.store.protocol import Status
+from wasman_host.streams import file_types
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyio.abc import TaskGroup
+
+    from wasman_host.activity import ActivityDefinition
+    from wasman_host.guest.module import GuestModule
+    from wasman_host.store.protocol import Claim, Key, Store
+    from wasman_host.streams import StreamTypes
+
+__all__ = ["Engine", "LoadedImage"]
+
+logger = logging.getLogger("wasman.engine")
+
+_TTL = 10.0  # seconds of a lease: how long a worker that hangs keeps its instances from others
+_POLL = 0.25  # seconds between two looks at the store where no hint comes
+_CLAIM = 64  # instances taken at once, so that one worker does not empty the queue before others wake up
+
+
+@frozen
+class LoadedImage:
+    """A module's initial memory and globals, and the digest by which runs pin it."""
+
+    memory: bytes = field(repr=False)
+    globals: Sequence[tuple[int, bytes]]
+    digest: str
+    unfinished: str
+
+
+class Engine:
+    """Lives instances of some queues of one store, until cancelled or told to leave.
+
+    Attributes:
+        store: Where the instances are.
+        activities: What answers their calls, by name.
+        streams: How their sources and sinks are opened.
+        worker: This worker's id; a new one after a lost lease.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        activities: Mapping[str, ActivityDefinition],
+        *,
+        streams: StreamTypes | None = None,
+        queues: Sequence[str] = ("default",),
+        max_instances: int = 1000,
+        lease: float = _TTL,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            store: An open store.
+            activities: Handlers by name.
+            streams: Types of sources and sinks; files by default.
+            queues: Task queues to serve.
+            max_instances: How many instances live at once.
+            lease: Seconds after which others may take over from this worker if it hangs.
+        """
+        self.store = store
+        self.activities = activities
+        self.streams = streams or file_types()
+        self.worker = _worker_id()
+        self._queues = tuple(queues)
+        self._max = max_instances
+        self._ttl = lease
+        self._lease_ends = 0.0
+        self._live: dict[Key, Instance] = {}
+        self._modules: dict[str, GuestModule] = {}
+        self._images: dict[str, LoadedImage] = {}
+        self._loading = anyio.Lock()
+        self._leaving = anyio.Event()
+        self._left = anyio.Event()
+        self.serving = anyio.Event()
+
+    # What instances ask
+
+    @property
+    def lease_is_valid(self) -> bool:
+        """Whether this worker may still act for its instances, by its own monotonic clock."""
+        return time.monotonic() < self._lease_ends
+
+    async def module(self, digest: str) -> GuestModule:
+        """A run's module, compiled once a process.
+
+        Raises:
+            CorruptSnapshotError: The store no longer has it, or has something else.
+        """
+        if digest not in self._modules:
+            async with self._loading:
+                if digest not in self._modules:
+                    address = Address("", "", "", "module", digest)
+                    data = unseal(address, await self.store.module(digest))
+                    name = f"module {digest[:12]}"
+                    self._modules[digest] = await anyio.to_thread.run_sync(compile_module, data, name)
+        return self._modules[digest]
+
+    def entry(self, module: GuestModule, entry: str) -> str:
+        """The export that a run of `module` calls."""
+        return entry_of(module.binary, entry, f"module {module.digest[:12]}")
+
+    async def image(self, module: GuestModule, entry: str, memory_limit: int, pinned: str) -> LoadedImage:
+        """A module's base image: made once, kept in the store, and from then on never made anew.
+
+        Args:
+            module: The module.
+            entry: What will be called; `_start` is an initialiser of modules that are entered elsewhere.
+            memory_limit: Bytes of memory that the initialisation may use.
+            pinned: The digest that the run was started on, or "".
+
+        Raises:
+            CorruptSnapshotError: The image that the run was started on is gone or damaged.
+        """
+        name = f"{module.digest}-{'command' if entry == '_start' else 'reactor'}"
+        if name not in self._images:
+            async with self._loading:
+                if name not in self._images:
+                    self._images[name] = await self._load_image(module, entry, memory_limit, name, pinned)
+        image = self._images[name]
+        if pinned and image.digest != pinned:
+            message = f"the image of module {module.digest[:12]} is not the one that the run was started on"
+            raise CorruptSnapshotError(message)
+        return image
+
+    async def _load_image(
+        self, module: GuestModule, entry: str, memory_limit: int, name: str, pinned: str
+    ) -> LoadedImage:
+        address = Address("", "", "", "image", name)
+        sealed = await self.store.image(name)
+        if sealed is None and not pinned:
+            made = await anyio.to_thread.run_sync(initial_image, module, entry, memory_limit)
+            runs = changed(b"", made.memory)
+            pages = b"".join(made.memory[first * PAGE : (first + count) * PAGE] for first, count in runs)
+            delta = Delta("", len(made.memory), runs, pages, made.globals, {"unfinished": made.unfinished})
+            await self.store.put_image(name, seal(address, encode_delta(delta)))
+            sealed = await self.store.image(name)  # another worker's may have come first
+        delta = decode_delta(unseal(address, sealed), str(address))
+        assert sealed is not None, "unseal refuses what is missing"
+        memory = bytearray()
+        apply(memory, delta)
+        return LoadedImage(bytes(memory), delta.globals, digest_of(sealed), str(delta.state["unfinished"]))
+
+    # The worker's life
+
+    async def run(self) -> None:
+        """Claim and live instances until cancelled, or until `leave`."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                while not await self._beat():
+                    await anyio.sleep(_POLL)
+                tasks.start_soon(self._keep_lease)
+                tasks.start_soon(self._claim, tasks)
+                self.serving.set()
+                await self._leaving.wait()
+                for instance in list(self._live.values()):
+                    instance.leave()
+                while self._live:
+                    await anyio.sleep(0.005)
+                tasks.cancel_scope.cancel()
+            await self.store.leave(self.worker)
+        finally:
+            self._left.set()
+
+    async def leave(self) -> None:
+        """Give everything up in order: what waits is released, what is being committed is committed first."""
+        self._leaving.set()
+        await self._left.wait()
+
+    async def _beat(self) -> bool:
+        """Prolong the lease; False where the store did not answer."""
+        begun = time.monotonic()
+        info = {"host": socket.gethostname(), "pid": os.getpid(), "queues": list(self._queues)}
+        try:
+            answer = await self.store.beat(self.worker, self._ttl, info)
+        except StoreUnavailableError as error:
+            logger.warning("worker %s cannot reach its store: %s", self.worker, error)
+            return False
+        if answer is None:
+            self._lose()
+            return False
+        self._lease_ends = begun + self._ttl
+        return True
+
+    def _lose(self) -> None:
+        logger.warning("worker %s was given up by others; it drops what it holds and comes back anew", self.worker)
+        self._lease_ends = 0.0
+        for instance in list(self._live.values()):
+            instance.drop()
+        self.worker = _worker_id()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await anyio.sleep(self._ttl / 4)
+            if not await self._beat() and not self.lease_is_valid and self._live:
+                for instance in list(self._live.values()):
+                    instance.drop()
+
+    async def _claim(self, tasks: TaskGroup) -> None:
+        while not self._leaving.is_set():
+            taken = 0
+            try:
+                if self.lease_is_valid:
+                    free = self._max - len(self._live)
+                    claims = await self.store.claim(self.worker, self._queues, min(free, _CLAIM)) if free > 0 else []
+                    taken = len(claims)
+                    for claim in claims:
+                        self._begin(tasks, claim)
+                    await self._look_after()
+                if not taken:
+                    await self.store.watch(None, _POLL)
+            except StoreUnavailableError as error:
+                logger.warning("worker %s waits for its store: %s", self.worker, error)
+                await anyio.sleep(_POLL)
+
+    def _begin(self, tasks: TaskGroup, claim: Claim) -> None:
+        if claim.takeover:
+            logger.info("run %s of %s is taken over from a dead worker", claim.stored.run, claim.stored.key)
+        instance = Instance(self, claim)
+        self._live[instance.key] = instance
+        if self._leaving.is_set():  # it was claimed while the others were told
+            instance.leave()
+
+        async def live() -> None:
+            try:
+                await instance.live()
+            finally:
+                if self._live.get(instance.key) is instance:
+                    del self._live[instance.key]
+
+        tasks.start_soon(live, name=f"instance {instance.key}")
+
+    async def _look_after(self) -> None:
+        """Tell live instances of mail and of their execution timeout."""
+        for key in await self.store.mailed(self.worker):
+            instance = self._live.get(key)
+            if instance is None:
+                continue
+            try:
+                terminating = instance.ending(await self.store.mail(key))
+            except CorruptSnapshotError as error:
+                instance.block(error)
+                continue
+            if terminating is not None:
+                instance.end(terminating)
+        now = self.store.now()
+        for instance in list(self._live.values()):
+            if instance.expires is not None and now >= instance.expires:
+                instance.end(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
+
+
+def _worker_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

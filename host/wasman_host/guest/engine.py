@@ -1,0 +1,108 @@
+"""The process-wide wasmtime engine: settings that decide what a guest can do, and the ticker that makes it yield."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from wasmtime import Config, Engine, _ffi
+
+from wasman_host.guest import capi
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SETTINGS", "TICK", "engine", "snapshot_engine", "ticker"]
+
+SETTINGS = "1"  # kept in every record: raise it when a setting below changes what a guest can observe
+TICK = 0.01  # seconds between two epochs: how long a busy guest may keep the event loop
+_WASM_STACK = 512 * 1024  # bytes a guest's calls may nest
+_FIBER_STACK = 2 * 1024 * 1024  # bytes of the native stack; what the guest leaves of it is for host functions
+
+# Shared memory needs threads, threads race; the others are proposals whose state no snapshot holds.
+_OFF = (
+    "threads", "multi_memory", "memory64", "gc", "exceptions", "function_references", "stack_switching",
+    "component_model",
+    "wide_arithmetic", "custom_page_sizes", "component_model_async", "component_model_async_stackful",
+    "component_model_more_async_builtins",
+)  # fmt: skip
+# A module that still validates without these cannot change its tables while it runs.
+_OFF_FOR_SNAPSHOTS = ("reference_types", "tail_call", "relaxed_simd")
+
+
+def _config(features_off: tuple[str, ...]) -> Config:
+    config = Config()
+    config.epoch_interruption = True
+    switches: Mapping[str, bool] = {f"wasm_{name}": False for name in features_off}
+    for name, on in {
+        **switches,
+        "wasm_relaxed_simd_deterministic": True,
+        "cranelift_nan_canonicalization": True,
+        "memory_may_move": False,
+        "shared_memory": False,
+    }.items():
+        _set(config, name, on)
+    _set_size(config, "max_wasm_stack", _WASM_STACK)
+    _set_size(config, "async_stack_size", _FIBER_STACK)
+    return config
+
+
+def _set(config: Config, name: str, on: bool) -> None:  # noqa: FBT001  the setter's own argument
+    getattr(_ffi, f"wasmtime_config_{name}_set")(config.ptr(), on)
+
+
+def _set_size(config: Config, name: str, size: int) -> None:
+    getattr(_ffi, f"wasmtime_config_{name}_set")(config.ptr(), size)
+
+
+@functools.cache
+def engine() -> Engine:
+    """The engine that all guests of this process run on."""
+    return Engine(_config(_OFF))
+
+
+@functools.cache
+def snapshot_engine() -> Engine:
+    """An engine that only validates: it refuses modules whose tables can change, which no snapshot would hold."""
+    return Engine(_config(_OFF + _OFF_FOR_SNAPSHOTS))
+
+
+class _Ticker:
+    """Raises the engine's epoch every `TICK` seconds while guests are entered, and sleeps while none is."""
+
+    def __init__(self) -> None:
+        self._awake = threading.Event()
+        self._entered = False
+        threading.Thread(target=self._run, name="wasman epoch ticker", daemon=True).start()
+
+    def entering(self) -> None:
+        """A guest is about to be entered."""
+        self._entered = True
+        if not self._awake.is_set():
+            self._awake.set()
+
+    def _run(self) -> None:
+        clock = engine()
+        while True:
+            self._awake.wait()
+            self._entered = False
+            time.sleep(TICK)
+            clock.increment_epoch()
+            if not self._entered:
+                self._awake.clear()
+                self._wake_if_entered()  # an entry between the two lines above is seen now
+
+    def _wake_if_entered(self) -> None:
+        if self._entered:
+            self._awake.set()
+
+
+@functools.cache
+def ticker() -> _Ticker:
+    """The process-wide ticker."""
+    return _Ticker()
+
+
+assert capi.poll is not None  # importing the C API binds it; a wheel without it fails here and not in mid-run

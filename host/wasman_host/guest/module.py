@@ -1,0 +1,228 @@
+"""A checked, compiled module, ready to be instantiated."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from wasmtime import InstancePre, Linker, Module, WasmtimeError
+
+from wasman_host.errors import GuestLimitError, InvalidModuleError
+from wasman_host.guest import abi_v0, wasi
+from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, parse
+from wasman_host.guest.engine import engine, snapshot_engine
+from wasman_host.guest.imports import linker_of
+from wasman_host.guest.live import Ended, Guest, Trapped, Yielded
+from wasman_host.guest.world import initial_world
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["GuestModule", "Image", "check", "compile_module", "digest", "entry_of", "initial_image"]
+
+_FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS]
+_KNOWN = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
+          for function in _FUNCTIONS}  # fmt: skip
+_REENTRANT = "wasman_reentrant"
+_ABI_V1 = "wasman_abi"
+
+
+@functools.cache
+def _linker() -> tuple[Linker, list[Any]]:
+    return linker_of(engine(), _FUNCTIONS)
+
+
+def digest(data: bytes) -> str:
+    """A module's name: sha256 of its bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check(data: bytes, name: str) -> ModuleBinary:
+    """Everything that can be said against a module without compiling it.
+
+    Args:
+        data: The module's bytes.
+        name: What to call it in messages.
+
+    Raises:
+        InvalidModuleError: It cannot be run; the message says why and what to do.
+    """
+    try:
+        binary = parse(data)
+    except InvalidModuleError as error:
+        message = f"{name} {error}; compile the guest to a core module (TinyGo: -target wasip1)"
+        raise InvalidModuleError(message) from error
+    for wanted in binary.imports:
+        full = f"{wanted.module}.{wanted.name}"
+        if wanted.kind == "memory":
+            message = f"{name} imports its memory ({full}); build it so that it has, and exports, its own"
+        elif wanted.kind == "global" and wanted.mutable:
+            message = f"{name} imports the mutable global {full}, which no snapshot would hold; build it without"
+        elif wanted.kind != "func":
+            message = f"{name} imports the {wanted.kind} {full}; wasman provides functions only"
+        elif (wanted.module, wanted.name) not in _KNOWN:
+            message = f"{name} imports {full}, which wasman does not provide; see docs/abi.md for what it does"
+        elif _KNOWN[wanted.module, wanted.name] != wanted.type:
+            known = _KNOWN[wanted.module, wanted.name]
+            message = f"{name} imports {full} as {wanted.type}, and it is {known}; see docs/abi.md"
+        else:
+            continue
+        raise InvalidModuleError(message)
+    if binary.memory is None:
+        message = f"{name} has no memory; a guest needs one, exported as 'memory'"
+        raise InvalidModuleError(message)
+    if binary.shared:
+        message = f"{name} wants shared memory; threads would make it impossible to repeat, build it without"
+        raise InvalidModuleError(message)
+    if not binary.memory_exported:
+        message = f"{name} does not export its memory as 'memory'"
+        raise InvalidModuleError(message)
+    unsaved = [kind for _, kind in binary.globals if kind not in {"i32", "i64", "f32", "f64", "v128"}]
+    if unsaved:
+        message = f"{name} has a mutable global of type {unsaved[0]}, which no snapshot can hold; build it without"
+        raise InvalidModuleError(message)
+    try:
+        Module.validate(engine(), binary.data)
+    except WasmtimeError as error:
+        message = f"{name} is not a valid module: {_sentence(error)}"
+        raise InvalidModuleError(message) from error
+    return binary
+
+
+def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
+    """The export that a run calls: `entry`, or for "" `run`, else `_start`.
+
+    Raises:
+        InvalidModuleError: There is no such function, or it takes something else than integers.
+    """
+    wanted = [entry] if entry else ["run", "_start"]
+    found = next((export for export in wanted if export in binary.functions), None)
+    if found is None:
+        exported = ", ".join(sorted(binary.functions)) or "no function"
+        message = f"{name} lacks its entry {' or '.join(map(repr, wanted))}; it exports {exported}"
+        raise InvalidModuleError(message)
+    function = binary.functions[found]
+    if not {*function.params, *function.results} <= {"i32", "i64"}:
+        message = f"{name}: its entry {found!r} is {function}; an entry takes and returns integers only"
+        raise InvalidModuleError(message)
+    return found
+
+
+def _sentence(error: WasmtimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown error"
+
+
+@frozen(eq=False)
+class GuestModule:
+    """A module that can be instantiated.
+
+    Attributes:
+        digest: sha256 of the bytes as they were given, in hex.
+        binary: What its sections say; its `data` is the rewritten module.
+        prepared: wasmtime's prepared instance.
+        snapshots: "" where memory and globals are all of its state, else why they are not.
+        reentrant: Whether it declares that its entry may be called anew over its old memory.
+    """
+
+    digest: str
+    binary: ModuleBinary
+    prepared: InstancePre = field(repr=False)
+    snapshots: str
+    reentrant: bool
+    _compiled: Module = field(repr=False)
+
+    @property
+    def exports(self) -> Mapping[str, Function]:
+        """Exported functions, the one that was a start section included."""
+        return {**self.binary.functions, START_EXPORT: Function((), ())}
+
+    def initialisers(self, entry: str) -> Sequence[str]:
+        """Exports that run before `entry`, once a module."""
+        first = [START_EXPORT] if self.binary.has_start else []
+        if "_initialize" in self.binary.functions:
+            return [*first, "_initialize"]
+        if "_start" in self.binary.functions and entry != "_start":
+            return [*first, "_start"]
+        return first
+
+
+def compile_module(data: bytes, name: str) -> GuestModule:
+    """Check and compile a module; takes up to seconds of processor time, so call it in a thread.
+
+    Raises:
+        InvalidModuleError: It cannot be run.
+    """
+    binary = check(data, name)
+    try:
+        compiled = Module(engine(), binary.data)
+        prepared = _linker()[0].instantiate_pre(compiled)
+    except WasmtimeError as error:
+        message = f"{name} cannot be compiled: {_sentence(error)}"
+        raise InvalidModuleError(message) from error
+    snapshots = ""
+    try:
+        Module.validate(snapshot_engine(), binary.data)
+    except WasmtimeError as error:
+        snapshots = f"its tables may change while it runs: {_sentence(error)}"
+    return GuestModule(
+        digest=digest(data),
+        binary=binary,
+        prepared=prepared,
+        snapshots=snapshots,
+        reentrant=_REENTRANT in binary.functions,
+        compiled=compiled,
+    )
+
+
+@frozen
+class Image:
+    """A module's state when its initialisation has ended, the same for every instance on every machine.
+
+    Attributes:
+        memory: All of its linear memory.
+        globals: Its mutable globals in order: (value kind, value bytes).
+        unfinished: The host call that the initialisation made, for which it needs a run; "" for none.
+    """
+
+    memory: bytes = field(repr=False)
+    globals: Sequence[tuple[int, bytes]]
+    unfinished: str = ""
+
+
+def initial_image(module: GuestModule, entry: str, memory_limit: int) -> Image:
+    """Instantiate `module` and run its initialisers.
+
+    Raises:
+        InvalidModuleError: An initialiser traps, exits with an error, or never ends.
+        GuestLimitError: It wants more memory than `memory_limit` bytes.
+    """
+    guest = Guest(module, initial_world(), memory_limit)
+    try:
+        for name in module.initialisers(entry):
+            guest.enter(name)
+            while isinstance(ended := guest.resume(), Yielded) and not guest.world.wanted_host:
+                if ended.seconds > _INITIALISATION_SECONDS:
+                    message = f"module {module.digest[:12]}: {name} does not end within {_INITIALISATION_SECONDS} s"
+                    raise InvalidModuleError(message)
+            if guest.world.wanted_host:
+                break  # it needs a run to call the host, whatever has become of it without
+            if isinstance(ended, Trapped):
+                if ended.limit:
+                    message = f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}: {ended.message}"
+                    raise GuestLimitError(message)
+                message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
+                raise InvalidModuleError(message)
+            assert isinstance(ended, Ended), "nothing waits while a module is initialised"
+            if ended.code:
+                message = f"module {module.digest[:12]}: {name} exited with code {ended.code}"
+                raise InvalidModuleError(message)
+        return Image(guest.memory(), guest.globals(), guest.world.wanted_host)
+    finally:
+        guest.close()
+
+
+_INITIALISATION_SECONDS = 10.0  # of processor time

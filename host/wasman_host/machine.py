@@ -1,0 +1,453 @@
+"""The state machine of one run, without io: deliveries in, operations out, and what must be committed in between.
+
+It awaits nothing and touches neither wasm nor disk. The driver (`wasman_host.instance`) tells it what the guest asked
+for; it answers from the log while there is a past to repeat, and afterwards proposes what to commit. A proposal changes
+nothing: only `accept`, after the store has made it durable, does. So what the guest has seen is always a prefix of what
+is stored, and a lost race leaves a machine that is simply dropped.
+
+    issue(operation)   the guest asks          -> its number; NondeterminismError where the log holds something else
+    replayed(number)   is the answer logged?   -> the delivery, or None: the future begins here
+    result, failed, fired, backoff, begun ...  -> a Proposal to commit; then accept(proposal)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, field, frozen
+
+from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, chained, encode_entry
+from wasman_host.payload import Payload
+from wasman_host.record import OpenOperation, Pinned, Publishing, Record, SnapshotReference
+from wasman_host.seal import Address, digest_of, seal
+from wasman_host.store.protocol import Blob, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+__all__ = ["Machine", "Proposal", "Terminating", "chain_after", "create"]
+
+_STATE_VERSION = 1
+
+
+@frozen
+class Proposal:
+    """What to commit: it becomes true when the store says so.
+
+    Attributes:
+        record: The record afterwards.
+        entries: Sealed log entries to append.
+        blobs: Blobs to keep.
+        consumes: Mail that it takes.
+        logged: The log entry among them, as the machine will remember it.
+        keeps_owner: False where the worker gives the instance up with this commit.
+        wake: When somebody should claim it again, where the owner gives it up; None for "not by itself".
+        settles: Whether the record now says of the operation under way what the takeovers so far meant for it, so that
+            the store may forget them.
+    """
+
+    record: Record
+    entries: Sequence[tuple[int, bytes]] = ()
+    blobs: Sequence[Blob] = ()
+    consumes: Sequence[str] = ()
+    logged: Entry | None = None
+    keeps_owner: bool = True
+    wake: int | None = None
+    settles: bool = False
+
+
+@frozen
+class Kept:
+    """A result that its guest has not taken yet, because its buffer was too small.
+
+    Attributes:
+        entry: The log entry that delivered it.
+        operation: The operation that it answers.
+        name: The activity's name.
+        request: sha256 of the request, in hex.
+        payload: The result; None until it is read again after a restore.
+    """
+
+    entry: int
+    operation: int
+    name: str
+    request: str
+    payload: Payload | None = None
+
+
+@frozen
+class Terminating:
+    """How a run ends from outside."""
+
+    status: Status
+    kind: str
+    reason: str
+    messages: Sequence[str] = field(factory=tuple)
+
+
+def _begun(operation: OpenOperation, takeovers: int) -> int:
+    """Attempts that have begun, for an operation that was committed before the instance was claimed."""
+    if operation.retry_at is not None:
+        return operation.attempts  # it was in a backoff: whoever died, no attempt died with it
+    if takeovers == 0:
+        return operation.attempts - 1  # the attempt was cut by a worker that left in order
+    return operation.attempts + takeovers - 1  # the first dead worker's attempt is the recorded one
+
+
+def chain_after(chain: str, sealed: Iterable[bytes]) -> str:
+    """The log's chained digest after more sealed entries."""
+    for entry in sealed:
+        chain = hashlib.sha256(f"{chain}{digest_of(entry)}".encode()).hexdigest()
+    return chain
+
+
+def _placed(payload: Payload | None, name: str) -> Payload | None:
+    """The payload, which is kept as blob `name` if it is large. Not by its digest: a run may be given the same bytes twice."""
+    return payload if payload is None or payload.inline else evolve(payload, blob=name)
+
+
+def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None]) -> list[Blob]:
+    """Payloads too large to be stored with what mentions them."""
+    return [
+        Blob(payload.blob, seal(Address(tenant, id_, run, "payload", payload.blob), payload.content))
+        for payload in payloads
+        if payload is not None and not payload.inline
+    ]
+
+
+def create(
+    tenant: str, id_: str, run: str, pinned: Pinned, given: Payload | None, session: Payload | None, now: int
+) -> Proposal:
+    """The proposal that starts a run: its record and log entry 0, which holds its input and session."""
+    deliveries = [Delivery("start", payload=_placed(given, "payload-0-0"))]
+    if session is not None:
+        deliveries.append(Delivery("session", payload=_placed(session, "payload-0-1")))
+    entry = Entry(n=0, time=now, operations=0, digest=EMPTY_CHAIN, deliveries=tuple(deliveries))
+    sealed = seal(Address(tenant, id_, run, "entry", "0"), encode_entry(entry))
+    record = Record(run=run, pinned=pinned, entries=1, chain=chain_after(EMPTY_CHAIN, [sealed]), time=now, created=now)
+    blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries])
+    return Proposal(record, entries=[(0, sealed)], blobs=blobs, logged=entry)
+
+
+class Machine:
+    """One run between two commits.
+
+    Attributes:
+        record: What is durable.
+        time: The guest's clock, ns since 1970.
+        entry: The log entry that it was last given.
+        read: Bytes the guest has read from its source.
+        written: Bytes it has written to its sink.
+        crc: crc32 over all it has written.
+        random: Bytes it has drawn from its random stream.
+        kept: A result that was larger than the guest's buffer and waits for the same call with a larger one.
+        last_failure: The failure of the last call, for guests that ask.
+        upload_closed: Whether the guest has closed its upload.
+        result: What the guest gave by `wasman.result`, if it did.
+        input: What the run was started with.
+        session: The run's session, as JSON.
+        takeovers: How often the run was taken from a dead worker since the record last settled an operation's attempts.
+    """
+
+    def __init__(self, tenant: str, id_: str, record: Record, takeovers: int = 0) -> None:
+        self.tenant = tenant
+        self.id = id_
+        self.record = record
+        self.time = 0
+        self.entry = 0
+        self.read = 0
+        self.written = 0
+        self.crc = 0
+        self.random = 0
+        self.kept: Kept | None = None
+        self.last_failure: Failure | None = None
+        self.upload_closed = False
+        self.result: Payload | None = None
+        self.input: Payload | None = None
+        self.session: Payload | None = None
+        self._begun = {operation.number: _begun(operation, takeovers) for operation in record.open}
+        self.takeovers = takeovers
+        self._count = 0
+        self._digest = EMPTY_CHAIN
+        self._unlogged: list[Operation] = []
+        self._past: deque[Entry] = deque()
+
+    def __str__(self) -> str:
+        return f"run {self.record.run} of {self.id!r}"
+
+    # Coming back
+
+    def remember(self, first: Entry, state: Mapping[str, Any] | None, past: Sequence[Entry]) -> None:
+        """Take up the run: entry 0, the state of the snapshot (None: from the start), and the entries to repeat."""
+        self.time = first.time
+        for delivery in first.deliveries:
+            if delivery.kind == "start":
+                self.input = delivery.payload
+            elif delivery.kind == "session":
+                self.session = delivery.payload
+        if state is not None:
+            self._restore(state)
+        self._past = deque(past)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state.get("v") != _STATE_VERSION:
+            message = f"the snapshot of {self} holds state of version {state.get('v')}; use the wasman that wrote it"
+            raise CorruptSnapshotError(message)
+        self.time = state["time"]
+        self.read, self.written, self.crc, self.random = (state[name] for name in ("read", "written", "crc", "random"))
+        self._count, self._digest = state["operations"], state["digest"]
+        self.kept = state["kept"] and Kept(*state["kept"])
+        self.upload_closed = state["upload_closed"]
+        self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
+        failure = state["last_failure"]
+        self.last_failure = failure and Failure.of_json(failure)
+
+    def state(self) -> dict[str, Any]:
+        """What a snapshot must hold besides memory and globals."""
+        return {
+            "v": _STATE_VERSION,
+            "time": self.time,
+            "read": self.read,
+            "written": self.written,
+            "crc": self.crc,
+            "random": self.random,
+            "operations": self._count,
+            "digest": self._digest,
+            "kept": self.kept and [self.kept.entry, self.kept.operation, self.kept.name, self.kept.request],
+            "last_failure": self.last_failure and self.last_failure.as_json(),
+            "upload_closed": self.upload_closed,
+            "result": self.result and self.result.content.decode(),
+        }
+
+    def chain_fits(self, chain: str | None, sealed: Sequence[bytes]) -> bool:
+        """Whether the record was written over these entries; `chain` is the digest before them, None at the start."""
+        return chain_after(EMPTY_CHAIN if chain is None else chain, sealed) == self.record.chain
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the log still holds deliveries that the guest has not been given again."""
+        return bool(self._past)
+
+    # The guest asks
+
+    def issue(self, kind: str, name: str, request: str) -> int:
+        """The guest asks for an operation; `request` is the sha256 of what it sent. Its number.
+
+        Raises:
+            NondeterminismError: The log holds something else at this place.
+        """
+        number = self._count
+        operation = Operation(kind, name, request, self.read, self.written, self.crc)
+        self._count += 1
+        self._digest = chained(self._digest, [operation])
+        self._unlogged.append(operation)
+        if self._past:
+            self._compare(number, operation)
+        return number
+
+    def _compare(self, number: int, operation: Operation) -> None:
+        entry = self._past[0]
+        first = entry.operations - len(entry.issued)
+        logged = entry.issued[number - first] if first <= number < entry.operations else None
+        if logged != operation:
+            held = str(logged) if logged is not None else f"a delivery before operation {number} was asked for"
+            message = (
+                f"operation {number} of {self} was {held}, and the replay asks for {operation}; "
+                f"the guest is not deterministic, or its module, source or session has changed. "
+                f"Its data is untouched; mend the cause and unblock, or terminate"
+            )
+            raise NondeterminismError(message)
+
+    def replayed(self, number: int) -> Delivery | None:
+        """The logged answer to operation `number`, or None where nothing is logged any more."""
+        if not self._past:
+            return None
+        entry = self._past.popleft()
+        if (entry.operations, entry.digest) != (self._count, self._digest):
+            message = (
+                f"entry {entry.n} of {self} was delivered after {entry.operations} operations, the replay is at "
+                f"{self._count} with another digest. Its data is untouched; mend the cause and unblock, or terminate"
+            )
+            raise NondeterminismError(message)
+        self._unlogged.clear()
+        self.time = entry.time
+        self.entry = entry.n
+        for delivery in entry.deliveries:
+            if delivery.operation == number:
+                self._delivered(delivery)
+                return delivery
+        message = f"entry {entry.n} of {self} answers other operations than {number}; restore the log, then unblock"
+        raise CorruptSnapshotError(message)
+
+    def finished_early(self) -> NondeterminismError | None:
+        """An error if the guest has ended although the log says that it went on."""
+        if not self._past:
+            return None
+        entry = self._past[0]
+        wanted = entry.issued[0] if entry.issued else f"entry {entry.n}"
+        return NondeterminismError(
+            f"the replay of {self} ended after {self._count} operations, and the log goes on with {wanted}; the guest "
+            f"is not deterministic. Its data is untouched; mend the cause and unblock, or terminate"
+        )
+
+    # Attempts
+
+    def open_operation(self, number: int) -> OpenOperation | None:
+        """What was committed of an operation that is not answered yet."""
+        return next((operation for operation in self.record.open if operation.number == number), None)
+
+    def attempts(self, number: int) -> int:
+        """Attempts of an operation that have begun: recorded ones, and takeovers from workers that died in one."""
+        return self._begun.get(number, self.takeovers)
+
+    def _settled_open(self, without: int | None = None) -> tuple[OpenOperation, ...]:
+        return tuple(operation for operation in self.record.open if operation.number != without)
+
+    # Proposals
+
+    def answered(self, deliveries: Sequence[Delivery], now: int) -> Proposal:
+        """Log what is to be handed to the guest."""
+        answers = {delivery.operation for delivery in deliveries}
+        left = tuple(operation for operation in self.record.open if operation.number not in answers)
+        return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
+
+    def backoff(self, number: int, name: str, failure: Failure, retry_at: int) -> Proposal:
+        """Record a failed attempt and when the next one begins."""
+        operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure)
+        return Proposal(evolve(self.record, open=(*self._settled_open(number), operation)), settles=True)
+
+    def begun(self, number: int, attempt: int) -> Proposal:
+        """Record that the backoff is over and an attempt begins, so that a takeover from now on counts."""
+        known = self.open_operation(number)
+        assert known is not None, "an attempt follows a recorded backoff"
+        operation = evolve(known, attempts=attempt, retry_at=None)
+        return Proposal(
+            evolve(self.record, status=Status.RUNNING, reason="", open=(*self._settled_open(number), operation)),
+            settles=True,
+        )
+
+    def waits(self, number: int, name: str, reason: str, wake: int) -> Proposal:
+        """Give the instance up until `wake`, because nobody here can answer operation `number`."""
+        known = self.open_operation(number) or OpenOperation(number, "call", name, self.attempts(number))
+        parked = evolve(known, retry_at=wake)
+        record = evolve(self.record, status=Status.WAITING, reason=reason, open=(*self._settled_open(number), parked))
+        return Proposal(record, keeps_owner=False, wake=wake, settles=True)
+
+    def released(self, now: int) -> Proposal:
+        """Give the instance up in order, for anybody to claim."""
+        return Proposal(self.record, keeps_owner=False, wake=now)
+
+    def pin_image(self, digest: str) -> None:
+        """Pin the base image that the run was started on; the next commit makes it durable."""
+        self.record = evolve(self.record, image=digest)
+
+    def checkpoint(self, name: str, sealed: bytes, chain: Sequence[tuple[str, str]]) -> Proposal:
+        """A new snapshot: `chain` are the deltas under it, empty where it was folded into one over the image."""
+        assert not self._past, "a snapshot is only taken where the log ends"
+        size = len(sealed) + (self.record.snapshot.size if self.record.snapshot and chain else 0)
+        reference = SnapshotReference(self.record.entries, self.record.chain, (*chain, (name, digest_of(sealed))), size)
+        return Proposal(evolve(self.record, snapshot=reference), blobs=[Blob(name, sealed)])
+
+    def blocked(self, error: BlockedError) -> Proposal:
+        """Stand still until somebody unblocks it."""
+        record = evolve(self.record, status=Status.BLOCKED, reason=str(error), error=type(error).__name__)
+        return Proposal(record, keeps_owner=False)
+
+    def closed_with_mail(self, proposal: Proposal, unread: Sequence[tuple[str, str]]) -> Proposal:
+        """The same end of the run, taking mail that came too late: it is listed as undelivered."""
+        record = evolve(proposal.record, undelivered=(*proposal.record.undelivered, *unread))
+        return evolve(proposal, record=record, consumes=(*proposal.consumes, *(id_ for id_, _ in unread)))
+
+    def completed(self, result: Payload | None, publishing: Publishing | None, now: int) -> Proposal:
+        """The guest has finished. With sinks the run is publishing until `published`."""
+        result = _placed(result, "payload-result")
+        blobs = _blobs(self.tenant, self.id, self.record.run, [result])
+        if publishing is not None:
+            record = evolve(self.record, status=Status.PUBLISHING, result=result, publishing=publishing, open=())
+            return Proposal(record, blobs=blobs)
+        record = evolve(self.record, status=Status.COMPLETED, result=result, open=(), reason="", closed=now)
+        return Proposal(record, blobs=blobs, keeps_owner=False)
+
+    def published(self, now: int) -> Proposal:
+        """All sinks are published."""
+        record = evolve(self.record, status=Status.COMPLETED, reason="", error="", closed=now)
+        return Proposal(record, keeps_owner=False)
+
+    def failed(self, failure: Failure, now: int) -> Proposal:
+        """The guest's own act ended the run without a result."""
+        record = evolve(self.record, status=Status.FAILED, failure=failure, open=(), reason="", closed=now)
+        return Proposal(record, keeps_owner=False)
+
+    def ended(self, terminating: Terminating, now: int) -> Proposal:
+        """A person, or the execution timeout, ends the run; what brought it is logged in the same commit."""
+        failure = Failure(terminating.status.value, terminating.reason)
+        deliveries = [Delivery(terminating.kind, failure=failure, message=message) for message in terminating.messages]
+        proposal = self._logging(
+            deliveries or [Delivery(terminating.kind, failure=failure)],
+            now,
+            status=terminating.status,
+            failure=failure,
+            open=(),
+            reason="",
+            error="",
+            closed=now,
+        )
+        return evolve(proposal, consumes=tuple(terminating.messages), keeps_owner=False)
+
+    def _logging(self, deliveries: Sequence[Delivery], now: int, **changes: Any) -> Proposal:
+        """Log `deliveries` and change the record's fields."""
+        deliveries = [
+            evolve(delivery, payload=_placed(delivery.payload, f"payload-{self.record.entries}-{place}"))
+            for place, delivery in enumerate(deliveries)
+        ]
+        entry = Entry(
+            n=self.record.entries,
+            time=max(now, self.record.time + 1),
+            operations=self._count,
+            digest=self._digest,
+            issued=tuple(self._unlogged),
+            deliveries=tuple(deliveries),
+        )
+        sealed = seal(Address(self.tenant, self.id, self.record.run, "entry", str(entry.n)), encode_entry(entry))
+        chain = chain_after(self.record.chain, [sealed])
+        record = evolve(self.record, entries=entry.n + 1, chain=chain, time=entry.time, **changes)
+        blobs = _blobs(self.tenant, self.id, self.record.run, [delivery.payload for delivery in deliveries])
+        return Proposal(record, entries=[(entry.n, sealed)], blobs=blobs, logged=entry, settles=True)
+
+    def accept(self, proposal: Proposal) -> None:
+        """The store has made `proposal` durable."""
+        self.record = proposal.record
+        if proposal.settles:
+            self.takeovers = 0
+            self._begun = {operation.number: operation.attempts for operation in proposal.record.open}
+        if proposal.logged is not None:
+            self.time = proposal.logged.time
+            self.entry = proposal.logged.n
+            self._unlogged.clear()
+            for delivery in proposal.logged.deliveries:
+                self._delivered(delivery)
+
+    def _delivered(self, delivery: Delivery) -> None:
+        if delivery.kind == "failed":
+            self.last_failure = delivery.failure
+
+    # A result larger than the guest's buffer
+
+    def keep(self, number: int, name: str, request: str, payload: Payload) -> None:
+        """Keep a result for the next identical call."""
+        self.kept = Kept(self.entry, number, name, request, payload)
+
+    def kept_for(self, name: str, request: str) -> Payload | None:
+        """The kept result, if this is the call that it answers."""
+        if self.kept is None or (self.kept.name, self.kept.request) != (name, request):
+            return None
+        return self.kept.payload
+
+    def took(self) -> None:
+        """The guest has its kept result now."""
+        self.kept = None

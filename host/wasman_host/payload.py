@@ -1,0 +1,86 @@
+"""Payloads: bytes that cross between application, host and guest, in an envelope that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from attrs import evolve, field, frozen
+from pydantic_core import to_json
+
+__all__ = ["INLINE_LIMIT", "JSON", "OCTETS", "Payload"]
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+INLINE_LIMIT = 64 * 1024  # bytes; a larger payload is a blob of its own
+
+
+@frozen
+class Payload:
+    """Bytes and what they are.
+
+    Attributes:
+        digest: sha256 of the bytes, in hex.
+        size: Length in bytes.
+        content_type: A media type.
+        codec: What the application's codec made of the bytes; "" for nothing.
+        data: The bytes; None where only the reference has been read so far.
+        blob: The name under which a large payload is kept with its run; "" for any other.
+    """
+
+    digest: str
+    size: int
+    content_type: str = JSON
+    codec: str = ""
+    data: bytes | None = field(default=None, repr=False, eq=False)
+    blob: str = ""
+
+    @classmethod
+    def of(cls, data: bytes, content_type: str = JSON) -> Payload:
+        """An envelope around `data`."""
+        return cls(hashlib.sha256(data).hexdigest(), len(data), content_type, "", data)
+
+    @classmethod
+    def of_value(cls, value: Any) -> Payload:
+        """An envelope around the JSON of `value`."""
+        return cls.of(to_json(value))
+
+    @property
+    def inline(self) -> bool:
+        """Whether the bytes are stored with what mentions them."""
+        return self.size <= INLINE_LIMIT
+
+    @property
+    def content(self) -> bytes:
+        """The bytes, which must have been loaded."""
+        assert self.data is not None, "the payload's bytes were not loaded"
+        return self.data
+
+    def value(self) -> Any:
+        """What the JSON says."""
+        return json.loads(self.content)
+
+    def with_data(self, data: bytes) -> Payload:
+        """The same envelope with its bytes loaded."""
+        return evolve(self, data=data)
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored form, without the bytes."""
+        fields: dict[str, Any] = {"sha256": self.digest, "size": self.size, "type": self.content_type}
+        if self.codec:
+            fields["codec"] = self.codec
+        if self.blob:
+            fields["blob"] = self.blob
+        return fields
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> Payload:
+        """The inverse of `as_json`."""
+        return cls(
+            str(fields["sha256"]),
+            int(fields["size"]),
+            str(fields["type"]),
+            str(fields.get("codec", "")),
+            blob=str(fields.get("blob", "")),
+        )

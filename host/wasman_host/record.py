@@ -1,0 +1,285 @@
+"""What a store keeps of one instance besides its log and its blobs.
+
+The record is small and rewritten whole at every commit. What the store searches by, and what a claim changes (version,
+owner, takeovers), stands in the store's columns instead; see `wasman_host.store.protocol`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import asdict, evolve, field, frozen
+from pydantic_core import to_json
+
+from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
+from wasman_host.oplog import EMPTY_CHAIN
+from wasman_host.payload import Payload
+from wasman_host.store.protocol import CLOSED, Status
+
+__all__ = [
+    "Limits",
+    "OpenOperation",
+    "Parent",
+    "Pinned",
+    "Publishing",
+    "Record",
+    "SnapshotReference",
+    "StreamSpec",
+    "decode_record",
+    "encode_record",
+]
+
+_VERSION = 1
+
+
+@frozen
+class Limits:
+    """What a guest may use. Pinned at the start, because reaching one can change what the guest does.
+
+    Attributes:
+        memory: Bytes of linear memory.
+        turn_seconds: Processor time from one host call that waits to the next.
+        payload: Bytes of one request, response, input or result.
+    """
+
+    memory: int = 256 * 1024 * 1024
+    turn_seconds: float = 10.0
+    payload: int = 16 * 1024 * 1024
+
+
+@frozen
+class StreamSpec:
+    """How to open a source or a sink again, on any machine.
+
+    Attributes:
+        type: The type's persisted tag, such as "file".
+        config: What the type needs to open it, as JSON.
+        identity: What the source was at the start, as JSON; a replay compares it.
+    """
+
+    type: str
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class Parent:
+    """The instance and operation that started this one."""
+
+    id: str
+    run: str
+    operation: int
+
+
+@frozen
+class Pinned:
+    """What never changes within a run.
+
+    Attributes:
+        workflow: The workflow's name at the start.
+        module: sha256 of the module, in hex.
+        entry: The export to call, or "" for `run`, else `_start`.
+        resume: "replay", or "checkpoint" where the workflow declares its guest re-entrant.
+        limits: What the guest may use.
+        sources: Sources of the session by field name.
+        sinks: Sinks of the session by field name.
+        memo: For people; wasman does not look at it.
+        attributes: Search attributes.
+        parent: Who started it, or None.
+        queue: The task queue whose workers may claim it.
+        expires: When its execution timeout ends it, ns since 1970, or None.
+        engine: Compile settings that can change what a guest does, by name and version.
+    """
+
+    workflow: str
+    module: str
+    entry: str = ""
+    resume: str = "replay"
+    limits: Limits = field(factory=Limits)
+    sources: Mapping[str, StreamSpec] = field(factory=dict)
+    sinks: Mapping[str, StreamSpec] = field(factory=dict)
+    memo: Mapping[str, Any] = field(factory=dict)
+    attributes: Mapping[str, str] = field(factory=dict)
+    parent: Parent | None = None
+    queue: str = "default"
+    expires: int | None = None
+    engine: str = "1"
+
+    @functools.cached_property
+    def encoded(self) -> bytes:
+        """The stored form, as JSON."""
+        return to_json(asdict(self))
+
+
+@frozen
+class OpenOperation:
+    """An operation that was committed before it was answered: it waits for its next attempt, or for a worker.
+
+    Attributes:
+        number: Its number within the run.
+        kind: "call" or "timer".
+        name: The activity's name.
+        attempts: Attempts that have begun so far.
+        retry_at: When the next attempt begins, ns since 1970; None while an attempt is under way.
+        failure: How the last attempt failed.
+    """
+
+    number: int
+    kind: str
+    name: str
+    attempts: int = 0
+    retry_at: int | None = None
+    failure: Failure | None = None
+
+
+@frozen
+class SnapshotReference:
+    """The newest snapshot.
+
+    Attributes:
+        entry: The first log entry that it does not contain.
+        chain: The log's chained digest before that entry.
+        deltas: Blob name and sealed digest of each delta over the image, oldest first.
+        size: Their bytes together.
+    """
+
+    entry: int
+    chain: str
+    deltas: Sequence[tuple[str, str]]
+    size: int
+
+
+@frozen
+class Publishing:
+    """A finished run's sinks, decided but perhaps not yet published.
+
+    Attributes:
+        sinks: By field name: length in bytes, sha256 in hex, and the sink's own token.
+    """
+
+    sinks: Mapping[str, tuple[int, str, Mapping[str, Any]]]
+
+
+@frozen
+class Record:
+    """Everything that is persisted of a run besides its log and blobs.
+
+    Attributes:
+        run: The run id.
+        pinned: What never changes.
+        status: Where it stands; the same as the store's column.
+        reason: Why it is blocked, or what it waits for; "" else.
+        error: The class of the error that blocked it, "" else.
+        entries: How many log entries there are.
+        chain: Digest chained over all of them, so that a missing or changed one shows.
+        time: The guest's clock: the time of the last entry.
+        image: Digest of the base image it runs on, "" before its first turn or where the module has none.
+        snapshot: The newest snapshot, or None.
+        open: Operations that were committed before they were answered.
+        result: What the guest gave.
+        failure: Why it failed, was terminated or timed out.
+        publishing: Its sinks, once the guest has finished.
+        undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
+        created: When the run was created, ns since 1970.
+        closed: When it was closed, or None.
+    """
+
+    run: str
+    pinned: Pinned
+    status: Status = Status.RUNNING
+    reason: str = ""
+    error: str = ""
+    entries: int = 0
+    chain: str = EMPTY_CHAIN
+    time: int = 0
+    image: str = ""
+    snapshot: SnapshotReference | None = None
+    open: Sequence[OpenOperation] = ()
+    result: Payload | None = None
+    failure: Failure | None = None
+    publishing: Publishing | None = None
+    undelivered: Sequence[tuple[str, str]] = ()
+    created: int = 0
+    closed: int | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run has ended."""
+        return self.status in CLOSED
+
+
+def encode_record(record: Record) -> bytes:
+    """The stored form, to be sealed: one line of JSON, then the result's bytes."""
+    snapshot = record.snapshot
+    fields = {
+        "v": _VERSION,
+        "run": record.run,
+        "status": record.status.value,
+        "reason": record.reason,
+        "error": record.error,
+        "entries": record.entries,
+        "chain": record.chain,
+        "time": record.time,
+        "image": record.image,
+        "snapshot": snapshot
+        and {"entry": snapshot.entry, "chain": snapshot.chain, "deltas": snapshot.deltas, "size": snapshot.size},
+        "open": [
+            {**asdict(operation), "failure": operation.failure and operation.failure.as_json()}
+            for operation in record.open
+        ],
+        "result": record.result and record.result.as_json(),
+        "failure": record.failure and record.failure.as_json(),
+        "publishing": record.publishing and {"sinks": record.publishing.sinks},
+        "undelivered": record.undelivered,
+        "created": record.created,
+        "closed": record.closed,
+    }
+    head = to_json(fields)
+    body = record.result.content if record.result is not None and record.result.inline else b""
+    # What is pinned is encoded once a run: a record is written at every step.
+    return b"".join((head[:-1], b',"pinned":', record.pinned.encoded, b"}\n", body))
+
+
+def decode_record(data: bytes, place: str) -> Record:
+    """The inverse of `encode_record`.
+
+    Raises:
+        UnsupportedStateError: A newer wasman wrote it.
+        CorruptSnapshotError: It is not what it should be; `place` names it.
+    """
+    head, _, body = data.partition(b"\n")
+    try:
+        fields = json.loads(head)
+        if fields.pop("v") != _VERSION:
+            message = f"{place} was written by a newer wasman; use that one"
+            raise UnsupportedStateError(message)
+        pinned = fields["pinned"]
+        pinned["limits"] = Limits(**pinned["limits"])
+        pinned["sources"] = {name: StreamSpec(**spec) for name, spec in pinned["sources"].items()}
+        pinned["sinks"] = {name: StreamSpec(**spec) for name, spec in pinned["sinks"].items()}
+        pinned["parent"] = pinned["parent"] and Parent(**pinned["parent"])
+        fields["pinned"] = Pinned(**pinned)
+        fields["status"] = Status(fields["status"])
+        fields["open"] = tuple(
+            OpenOperation(**{**given, "failure": given["failure"] and Failure.of_json(given["failure"])})
+            for given in fields["open"]
+        )
+        if fields["snapshot"]:
+            given = fields["snapshot"]
+            deltas = tuple((name, digest) for name, digest in given["deltas"])
+            fields["snapshot"] = SnapshotReference(given["entry"], given["chain"], deltas, given["size"])
+        if fields["result"]:
+            result = Payload.of_json(fields["result"])
+            fields["result"] = evolve(result, data=body) if result.inline else result
+        fields["undelivered"] = tuple((id_, kind) for id_, kind in fields["undelivered"])
+        fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])
+        if fields["publishing"]:
+            sinks = fields["publishing"]["sinks"]
+            fields["publishing"] = Publishing({name: (given[0], given[1], given[2]) for name, given in sinks.items()})
+        return Record(**fields)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{place} cannot be read ({error!r}); restore it from a backup, then unblock"
+        raise CorruptSnapshotError(message) from error

@@ -1,0 +1,275 @@
+"""Sources and sinks: how a guest's streams reach the outside world, and come back after a crash.
+
+Streams are not logged. A source is read again from an offset, so it must still be what it was; a sink is written at
+absolute offsets of a part that belongs to the run, so a stale owner writes the bytes that are there already. A type of
+source or sink is known by a tag that is persisted with the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from attrs import define, field
+
+from wasman_host.errors import SourceChangedError, StreamError
+from wasman_host.record import StreamSpec
+
+__all__ = ["FileSink", "FileSource", "Sink", "Source", "StreamTypes", "file_types", "identify_file"]
+
+_CHUNK = 1024 * 1024
+
+
+class Source(ABC):
+    """Bytes that can be read again from any offset."""
+
+    @abstractmethod
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        """Fill `view` with the bytes from `offset` on; fewer than its length only where the source ends.
+
+        Raises:
+            StreamError: The source cannot be read; retries are over.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up what is open."""
+
+
+class Sink(ABC):
+    """Bytes at absolute offsets of a part that belongs to the run, published in one step at its end."""
+
+    @abstractmethod
+    async def write(self, offset: int, view: memoryview) -> None:
+        """Write all of `view` at `offset`. Raises `StreamError`."""
+
+    @abstractmethod
+    async def sync(self, length: int) -> Mapping[str, Any]:
+        """Make the first `length` bytes durable. The token to find them again: small, JSON, the sink's own."""
+
+    @abstractmethod
+    async def digest(self, length: int) -> str:
+        """sha256 of the first `length` bytes, in hex."""
+
+    @abstractmethod
+    async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:
+        """Give the part its final name, `length` bytes with that sha256. Idempotent. Raises `StreamError`."""
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """The run has ended without a result: drop the part."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up what is open; the part stays."""
+
+
+@define
+class StreamTypes:
+    """The known types of sources and sinks, by their persisted tag.
+
+    Attributes:
+        sources: tag -> opener(spec).
+        sinks: tag -> opener(spec, run, token of the last snapshot or None).
+    """
+
+    sources: dict[str, Callable[[StreamSpec], Awaitable[Source]]] = field(factory=dict)
+    sinks: dict[str, Callable[[StreamSpec, str, Mapping[str, Any] | None], Awaitable[Sink]]] = field(factory=dict)
+
+    async def open_source(self, spec: StreamSpec) -> Source:
+        """Open a source. Raises `StreamError` for an unknown type and what the type's opener raises."""
+        if spec.type not in self.sources:
+            message = f"no source type {spec.type!r} is registered with this worker; register it, then unblock"
+            raise StreamError(message)
+        return await self.sources[spec.type](spec)
+
+    async def open_sink(self, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> Sink:
+        """Open a sink. Raises `StreamError` for an unknown type and what the type's opener raises."""
+        if spec.type not in self.sinks:
+            message = f"no sink type {spec.type!r} is registered with this worker; register it, then unblock"
+            raise StreamError(message)
+        return await self.sinks[spec.type](spec, run, token)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(descriptor: int, length: int) -> str:
+    digest = hashlib.sha256()
+    at = 0
+    while at < length and (part := os.pread(descriptor, min(_CHUNK, length - at), at)):
+        digest.update(part)
+        at += len(part)
+    return digest.hexdigest() if at == length else ""
+
+
+def identify_file(path: Path, *, with_digest: bool = False) -> dict[str, Any]:
+    """What tells whether a file is still the same: its length, modification time and, on request, sha256.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        identity: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        if with_digest:
+            identity["sha256"] = _sha256(file.fileno(), status.st_size)
+    return identity
+
+
+class FileSource(Source):
+    """A file, read where the page cache has it or the disk gives it: on the event loop's own thread, as commits are."""
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self._path, self._descriptor, self._size = path, descriptor, size
+
+    @classmethod
+    async def open(cls, spec: StreamSpec) -> FileSource:
+        """Open the file again; raises `SourceChangedError` where it is not the one that the run was started with."""
+        path = Path(spec.config["path"])
+        try:
+            found = await anyio.to_thread.run_sync(
+                lambda: identify_file(path, with_digest=spec.identity.get("sha256") is not None)
+            )
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"the source {path} cannot be opened ({error.strerror}); put it back, then unblock"
+            raise StreamError(message) from error
+        if found != dict(spec.identity):
+            os.close(descriptor)
+            message = (
+                f"the source {path} has changed since the run started (it was {dict(spec.identity)}, it is {found}); "
+                f"put the old one back, then unblock, or terminate and start anew"
+            )
+            raise SourceChangedError(message)
+        return cls(path, descriptor, found["size"])
+
+    async def read_into(self, offset: int, view: memoryview) -> int:
+        """See `Source`."""
+        wanted = min(len(view), self._size - offset)
+        done = 0
+        try:
+            while done < wanted:
+                got = os.preadv(self._descriptor, [view[done:wanted]], offset + done)
+                if not got:
+                    message = f"the source {self._path} was cut while it was read; put it back, then unblock"
+                    raise SourceChangedError(message)
+                done += got
+        except OSError as error:
+            message = f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
+            raise StreamError(message) from error
+        return max(done, 0)
+
+    async def close(self) -> None:
+        """See `Source`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class FileSink(Sink):
+    """A file that appears under its name complete or not at all; until then its part lies beside it."""
+
+    def __init__(self, path: Path, part: Path, descriptor: int) -> None:
+        self._path, self._part, self._descriptor = path, part, descriptor
+        self._named = False
+
+    @classmethod
+    async def open(cls, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> FileSink:
+        """Open the run's part; a part that lacks bytes which a snapshot counts on is damage."""
+        path = Path(spec.config["path"])
+        part = path.with_name(f"{path.name}.{run}.part")
+        needed = int(token["length"]) if token else 0
+        try:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            message = f"the sink {part} cannot be opened ({error.strerror}); mend that, then unblock"
+            raise StreamError(message) from error
+        size = os.fstat(descriptor).st_size
+        if size < needed:
+            os.close(descriptor)
+            if not size:
+                part.unlink(missing_ok=True)
+            message = f"the sink {part} holds {size} of the {needed} bytes that were written; put it back, then unblock"
+            raise StreamError(message)
+        return cls(path, part, descriptor)
+
+    async def write(self, offset: int, view: memoryview) -> None:
+        """See `Sink`."""
+        done = 0
+        try:
+            while done < len(view):
+                done += os.pwrite(self._descriptor, view[done:], offset + done)
+        except OSError as error:
+            message = f"the sink {self._part} cannot be written ({error.strerror}); mend that, then unblock"
+            raise StreamError(message) from error
+
+    async def sync(self, length: int) -> Mapping[str, Any]:
+        """See `Sink`."""
+        try:
+            await anyio.to_thread.run_sync(self._sync)
+        except OSError as error:
+            message = f"the sink {self._part} cannot be synced ({error.strerror}); mend that, then unblock"
+            raise StreamError(message) from error
+        return {"length": length}
+
+    def _sync(self) -> None:
+        os.fsync(self._descriptor)
+        if not self._named:
+            _sync_folder(self._part.parent)
+            self._named = True
+
+    async def digest(self, length: int) -> str:
+        """See `Sink`."""
+        return await anyio.to_thread.run_sync(_sha256, self._descriptor, length)
+
+    async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:  # noqa: ARG002  a file is its name
+        """See `Sink`."""
+        try:
+            await anyio.to_thread.run_sync(self._publish, length, digest)
+        except OSError as error:
+            message = f"the sink {self._path} cannot be published ({error.strerror}); mend that, then unblock"
+            raise StreamError(message) from error
+
+    def _publish(self, length: int, digest: str) -> None:
+        status = os.fstat(self._descriptor)
+        if status.st_size >= length and _sha256(self._descriptor, length) == digest:
+            # A stale owner may have written further; its bytes are not part of the result.
+            os.ftruncate(self._descriptor, length)
+            os.fsync(self._descriptor)
+            self._part.replace(self._path)
+        else:
+            # Published before a crash: opening the part has made a new, empty one.
+            with self._path.open("rb") as published:
+                same = os.fstat(published.fileno()).st_size == length and _sha256(published.fileno(), length) == digest
+            if not same:
+                message = f"the sink {self._part} no longer holds what the guest wrote; put it back, then unblock"
+                raise StreamError(message)
+            if not status.st_size:
+                self._part.unlink(missing_ok=True)
+        _sync_folder(self._path.parent)
+
+    async def discard(self) -> None:
+        """See `Sink`."""
+        self._part.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """See `Sink`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def file_types() -> StreamTypes:
+    """The types that need nothing but a file system."""
+    return StreamTypes(sources={"file": FileSource.open}, sinks={"file": FileSink.open})

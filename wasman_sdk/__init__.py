@@ -1,0 +1,45 @@
+"""wasman: durable WebAssembly workflows. Everything an application needs is here."""
+
+from wasman_host.guest.module import digest as module_digest
+from wasman_host.record import Limits
+from wasman_sdk import errors
+from wasman_sdk._activity import ActivityInfo, activity
+from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
+from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
+from wasman_sdk._worker import Worker
+from wasman_sdk._workflow import Workflow
+from wasman_sdk.errors import *  # noqa: F403  every error is public, and `errors.__all__` lists them
+
+__all__ = [
+    "ActivityInfo",
+    "Client",
+    "FileSink",
+    "FileSource",
+    "HistoryEvent",
+    "Limits",
+    "PendingActivity",
+    "RetryPolicy",
+    "Session",
+    "Sink",
+    "Source",
+    "Worker",
+    "Workflow",
+    "WorkflowDescription",
+    "WorkflowHandle",
+    "activity",
+    "errors",
+    "module_digest",
+]
+__all__ += errors.__all__
+
+
+def _named_as_imported() -> None:
+    """Tracebacks and help name what the application imports, not where it is kept."""
+    for name in __all__:
+        value = globals()[name]
+        if isinstance(value, type) and value.__module__.startswith(("wasman_sdk.", "wasman_host.")):
+            value.__module__ = "wasman_sdk"
+
+
+_named_as_imported()

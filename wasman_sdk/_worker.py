@@ -1,0 +1,106 @@
+"""The worker: it lives instances and answers their calls."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from wasman_host.engine import Engine
+from wasman_sdk._activity import definitions
+from wasman_sdk._client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from wasman_sdk._workflow import Workflow
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("wasman.worker")
+
+
+class Worker:
+    """Lives instances of some queues, until it is left.
+
+    Use it beside its client, `async with Client.connect(url) as client, Worker(client, ...):`, or give it a store's
+    URL and let `await worker.run()` or `wasman worker module:attribute` run it until SIGINT or SIGTERM.
+    """
+
+    def __init__(
+        self,
+        client: Client | str,
+        *,
+        workflows: Sequence[Workflow[Any, Any]] = (),
+        activities: Sequence[Callable[..., Any]] = (),
+        resources: Sequence[object] = (),
+        queues: Sequence[str] = ("default",),
+        max_instances: int = 1000,
+        max_sync_activities: int = 40,
+        lease_seconds: float = 10.0,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            client: The client of its store, or the store's URL.
+            workflows: Deployed where their names point at nothing yet.
+            activities: Functions decorated with `@activity`.
+            resources: Objects injected into activities by their type.
+            queues: Task queues to serve.
+            max_instances: How many instances live here at once.
+            max_sync_activities: How many sync activities run at once, in threads of this worker's own.
+            lease_seconds: After this time without a sign of life others take over.
+
+        Raises:
+            InvalidArgumentError: An activity cannot be called.
+        """
+        self.client = Client.connect(client) if isinstance(client, str) else client
+        self._owns_client = isinstance(client, str)
+        self.workflows = tuple(workflows)
+        self._queues = tuple(queues)
+        self._max_instances = max_instances
+        self._lease = lease_seconds
+        self._threads = max_sync_activities
+        self._functions, self._resources = tuple(activities), tuple(resources)
+        # Looked at now, so that a mistake shows where it was made and not when the worker starts.
+        definitions(self._functions, self._resources, anyio.CapacityLimiter(max_sync_activities))
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._owns_client:
+                await stack.enter_async_context(self.client)
+            for workflow in self.workflows:
+                await self.client.deploy_absent(workflow)
+            activities = definitions(self._functions, self._resources, anyio.CapacityLimiter(self._threads))
+            engine = Engine(
+                self.client.store,
+                activities,
+                queues=self._queues,
+                max_instances=self._max_instances,
+                lease=self._lease,
+            )
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            tasks.start_soon(engine.run, name="wasman worker")
+            stack.push_async_callback(engine.leave)
+            await engine.serving.wait()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    async def run(self) -> None:
+        """Work until SIGINT or SIGTERM, then give everything up in order."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with self:
+                logger.info("worker %s serves %s", self.client.store, ", ".join(self._queues))
+                async for number in signals:
+                    logger.info("worker leaves on %s", signal.Signals(number).name)
+                    return
