@@ -28,7 +28,7 @@ from wasman_host.errors import (
     StoreSchemaError,
     StoreUnavailableError,
 )
-from wasman_host.store import Filter, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store
+from wasman_host.store import Filter, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store, statements
 from wasman_host.store.sqlite import APPLICATION_ID, SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -317,21 +317,19 @@ async def test_a_deletion_leaves_no_row_in_any_table(tmp_path: Path) -> None:
 
 
 async def test_no_claim_reads_the_whole_table(tmp_path: Path) -> None:
-    import wasman_host.store.sqlite as module  # noqa: PLC0415  the texts are nobody's interface
-
     queries = {
-        module._DUE: ("q", 1, 1),
-        module._DUE_BY_MAIL: ("q", 1),
-        module._EXPIRED: ("q", 1, 1),
-        module._OWNED: ("w",),
-        module._OWNERS: (),
-        module._MAILED: ("w",),
-        module._FORGET: (1,),
-        module._STATES: ("[]",),
-        module._REMAINS: ("t", "i", "t", "i"),
-        module._READ: ("r", 0, 1),
-        module._LOAD: ("t", "i"),
-        module._MAIL: ("t", "i"),
+        statements.DUE: ("q", 1, 1),
+        statements.DUE_BY_MAIL: ("q", 1),
+        statements.EXPIRED: ("q", 1, 1),
+        statements.OWNED: ("w",),
+        statements.OWNERS: (),
+        statements.MAILED: ("w",),
+        statements.FORGET: (1,),
+        statements.STATES: ("[]",),
+        statements.REMAINS: ("t", "i", "t", "i"),
+        statements.READ: ("r", 0, 1),
+        statements.LOAD: ("t", "i"),
+        statements.MAIL: ("t", "i"),
     }
     async with opened(database(tmp_path)) as store:
         for query, parameters in queries.items():
@@ -340,7 +338,7 @@ async def test_no_claim_reads_the_whole_table(tmp_path: Path) -> None:
                 step for step in plan if step.startswith("SCAN") and step.split()[1] in {"instance", "log", "mail", "i"}
             ]
             assert not scans, (query, plan)
-            if "order by" in query and query is not module._MAIL:
+            if "order by" in query and query is not statements.MAIL:
                 assert not any("TEMP B-TREE" in step for step in plan), (query, plan)
 
 

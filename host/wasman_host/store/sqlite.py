@@ -13,24 +13,17 @@ that finds the store locked tries again a little later, together with what has c
 Unknown outcomes. A failed COMMIT is rolled back and the operations are run again; those that had landed find their
 own nonce (rule 5), or their own message, and answer as they would have done.
 
-Workers. A worker holds an operating-system lock on a file beside the store from its first beat on. The kernel frees
-it when the process dies, however it dies, so the others need not wait for the lease to end. Files are made, and
-removed, only inside a write transaction, so whoever holds the store's write lock knows that a file without a row in
-`worker` belongs to nobody; ids are never used twice, so nobody waits for a file that is being removed.
-
 Watching. The process's own commits wake its watchers at once. Those of others are seen by polling `pragma
 data_version`, one read of shared memory, while somebody watches.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
 import secrets
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +42,8 @@ from wasman_host.errors import (
     StoreSchemaError,
     StoreUnavailableError,
 )
+from wasman_host.store import statements as sql
+from wasman_host.store.locks import WorkerLocks
 from wasman_host.store.protocol import (
     CLOSED,
     Claim,
@@ -77,9 +72,6 @@ from wasman_host.store.rules import (
 from wasman_host.store.watchers import Visible, Watchers
 from wasman_host.wake import Answer, call_later, call_soon
 
-if sys.platform != "win32":
-    import fcntl
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -92,104 +84,6 @@ T = TypeVar("T")
 APPLICATION_ID = 0x77736D6E  # "wsmn"
 SCHEMA = 1
 
-# -- SQL, in the order of the protocol. Every text is constant, so sqlite3's cache keeps each prepared. ---------------
-
-_COLUMNS = """tenant, id, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires, takeovers,
-    size, parent, created, closed, attributes, record"""
-
-_FENCE = """select number, run_number, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires,
-    parent, created, closed, attributes from instance where tenant = ? and id = ?"""
-
-_REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
-    or exists (select 1 from mail where tenant = ? and id = ?)"""
-
-_CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, record, takeovers, size, status,
-    workflow, module, queue, owner, wake, expires, parent, created, closed, attributes)
-    values (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-
-# The step of a running instance touches no index and no page but the row's own.
-_STEP = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?
-    where number = ? and run = ? and version = ?"""
-
-_MOVE = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?, run = ?,
-    run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
-    expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
-
-_ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
-_ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
-_ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
-_ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"
-_DROP_ATTRIBUTE = "delete from attribute where tenant = ? and name = ? and value = ? and id = ?"
-
-_DELETE = (
-    "delete from log where run in (select number from run where tenant = ? and id = ?)",
-    "delete from blob where run in (select number from run where tenant = ? and id = ?)",
-    "delete from mail where tenant = ? and id = ?",
-    "delete from run where tenant = ? and id = ?",
-    "delete from instance where tenant = ? and id = ?",
-)
-
-_LOAD = f"select {_COLUMNS} from instance where tenant = ? and id = ?"  # noqa: S608  constants
-_READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
-    order by n"""
-_BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
-_PUT_MODULE = "insert into module (sha256, data) values (?, ?) on conflict do nothing"
-_MODULE = "select data from module where sha256 = ?"
-_PUT_IMAGE = "insert into image (name, data) values (?, ?) on conflict do nothing"
-_IMAGE = "select data from image where name = ?"
-
-_RECEIVER = "select number, status, workflow from instance where tenant = ? and id = ?"
-_SEND = """insert into mail (tenant, id, message, kind, body, sent) values (?, ?, ?, ?, ?, ?)
-    on conflict do nothing"""
-_IS_SENT = "select 1 from mail where tenant = ? and id = ? and message = ?"
-_MAILED_ONE = "update instance set mail = mail + 1 where number = ?"
-_UNCONSUMED = "select 1 from mail where tenant = ? and id = ? and message = ? and consumed_at is null"
-_CONSUME = "update mail set consumed_at = ? where tenant = ? and id = ? and message = ? and consumed_at is null"
-_FORGET = """delete from mail where number in
-    (select number from mail where consumed_at is not null and consumed_at < ? order by consumed_at limit 1000)"""
-_UNREAD = "select count(*) from mail where tenant = ? and id = ? and consumed_at is null"
-_MAIL = """select message, kind, body, sent from mail where tenant = ? and id = ? and consumed_at is null
-    order by number"""
-_MAILED = "select tenant, id from instance where owner = ? and mail > 0"
-
-# A row that is damaged must not take the place of one that can be claimed, hence json_valid.
-_DUE = f"""select number, {_COLUMNS} from instance where owner is null and wake is not null and workflow <> ''
-    and status in ('running', 'waiting', 'publishing') and queue = ? and wake <= ? and json_valid(attributes)
-    order by wake limit ?"""  # noqa: S608
-_DUE_BY_MAIL = f"""select number, {_COLUMNS} from instance where owner is null and mail > 0 and workflow <> ''
-    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and json_valid(attributes)
-    order by created limit ?"""  # noqa: S608
-_EXPIRED = f"""select number, {_COLUMNS} from instance where owner is null and expires is not null and workflow <> ''
-    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and expires <= ?
-    and json_valid(attributes) order by expires limit ?"""  # noqa: S608
-_OWNED = f"select number, {_COLUMNS} from instance where owner = ?"  # noqa: S608
-_CLAIM = """update instance set version = version + 1, nonce = ?, owner = ?, takeovers = takeovers + ?
-    where number = ? and version = ?"""
-_CLAIMED = f"select {_COLUMNS} from instance where owner = ? and nonce in (?, ?)"  # noqa: S608
-
-# Every owner there is, by one step through the index for each: select distinct would read an entry an instance.
-_OWNERS = """with recursive owner (name) as (
-        select min(owner) from instance where owner is not null
-        union all
-        select (select min(owner) from instance where owner is not null and owner > name) from owner
-        where name is not null
-    ) select owner.name, worker.lease from owner left join worker on worker.id = owner.name
-    where owner.name is not null"""
-
-_LEASE = "select lease from worker where id = ?"
-_WORKERS = "select id, lease from worker"
-_REGISTER = "insert into worker (id, lease, info) values (?, ?, ?) on conflict do nothing"
-_BEAT = "update worker set lease = ?, info = ? where id = ?"
-_REMOVE = "delete from worker where id = ?"
-_RELEASE = """update instance set owner = null, version = version + 1, nonce = ?,
-    wake = case when status in ('running', 'waiting', 'publishing') then min(coalesce(wake, ?), ?) else wake end
-    where owner = ?"""
-
-_STATES = """select i.tenant, i.id, i.run, i.status, i.mail from json_each(?) as k
-    join instance as i on i.tenant = json_extract(k.value, '$[0]') and i.id = json_extract(k.value, '$[1]')"""
-
-# -- end of SQL -------------------------------------------------------------------------------------------------------
-
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _ADVICE = {
     sqlite3.SQLITE_FULL: "is full: free some space on its disk",
@@ -201,9 +95,7 @@ _ADVICE = {
     sqlite3.SQLITE_NOMEM: "cannot be used for lack of memory",
 }
 
-_HOUR = 3600 * 1_000_000_000
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
-_WINDOWS = sys.platform == "win32"
 
 
 @define(eq=False)
@@ -237,7 +129,6 @@ class SqliteStore(Store):
         # SQLite follows links before it names the files beside the store; so must the name of the workers' folder.
         self.path = Path(path).resolve()
         self._name = str(self.path)
-        self._folder = self.path.with_name(self.path.name + "-workers")
         self._busy_timeout = busy_timeout
         self._read_only = read_only
         self._clock = clock
@@ -251,7 +142,7 @@ class SqliteStore(Store):
         self._claimable = False
         self._repeating = False
         self._watchers = Watchers()
-        self._locks: dict[str, int] = {}
+        self._locks = WorkerLocks(self.path.with_name(self.path.name + "-workers"))
         self._lost: set[str] = set()
 
     def __repr__(self) -> str:
@@ -335,8 +226,7 @@ class SqliteStore(Store):
             error = StoreUnavailableError(f"the store {self.path} was closed while another process had it locked")
             member.answer.fail(error)
         self._pending = []
-        for worker in list(self._locks):
-            os.close(self._locks.pop(worker))
+        self._locks.close()
         db, self._db = self._db, None
         db.close()
 
@@ -345,6 +235,11 @@ class SqliteStore(Store):
         if self._db is None:
             raise StoreUnavailableError(f"the store {self.path} is not open")
         return self._db
+
+    def pragma(self, name: str) -> int | str:
+        """What SQLite says of a setting of this store's own connection, such as "synchronous" (2 is full)."""
+        value: int | str = self._connection.execute(f"pragma {name}").fetchone()[0]
+        return value
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
@@ -503,7 +398,7 @@ class SqliteStore(Store):
             entries = self._entries.copy()
             self._entries.clear()
             try:
-                self._connection.executemany(_ADD_ENTRY, entries)
+                self._connection.executemany(sql.ADD_ENTRY, entries)
             except sqlite3.IntegrityError as error:
                 raise CorruptSnapshotError("the log of a run holds entries that are still to come") from error
 
@@ -521,17 +416,17 @@ class SqliteStore(Store):
     def _apply(self, change: Change) -> Won | Lost | Unread:
         """Operation: decide on one change, and write it if it wins."""
         db, key = self._connection, change.key
-        row = db.execute(_FENCE, (key.tenant, key.id)).fetchone()
+        row = db.execute(sql.FENCE, (key.tenant, key.id)).fetchone()
         unconsumed = 0
         if row is None:
             self._check_remains(key)
         elif change.consumes:
             unconsumed = sum(
-                db.execute(_UNCONSUMED, (key.tenant, key.id, message)).fetchone() is not None
+                db.execute(sql.UNCONSUMED, (key.tenant, key.id, message)).fetchone() is not None
                 for message in change.consumes
             )
         decided = verdict(change, None if row is None else row[2:6], unconsumed)
-        if isinstance(decided, Unread) and db.execute(_UNREAD, (key.tenant, key.id)).fetchone()[0] != decided.mail:
+        if isinstance(decided, Unread) and db.execute(sql.UNREAD, (key.tenant, key.id)).fetchone()[0] != decided.mail:
             raise CorruptSnapshotError(f"{key} should have {decided.mail} unread messages in {self.path}, and has not")
         if decided is not None:
             return decided
@@ -547,7 +442,7 @@ class SqliteStore(Store):
         return won
 
     def _remains(self, key: Key) -> bool:
-        return bool(self._connection.execute(_REMAINS, (key.tenant, key.id) * 2).fetchone()[0])
+        return bool(self._connection.execute(sql.REMAINS, (key.tenant, key.id) * 2).fetchone()[0])
 
     def _check_remains(self, key: Key) -> None:
         if self._remains(key):
@@ -576,22 +471,22 @@ class SqliteStore(Store):
         run = self._add_run(key, change.run) if row is None or change.run != row[2] else row[1]
         if row is None:
             self._moved(key, claimable=columns.owner is None)
-            db.execute(_CREATE, (key.tenant, key.id, change.run, run, *head, *searched))
+            db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched))
         else:
             number, _, was_run, version, _, mail, *was = row
             before = was[-1]
             if change.run == was_run and not change.consumes and tuple(was) == searched:
-                written = db.execute(_STEP, (*head, number, was_run, version)).rowcount
+                written = db.execute(sql.STEP, (*head, number, was_run, version)).rowcount
             else:
                 self._moved(key, claimable=columns.owner is None)
                 mail -= len(change.consumes)
                 move = (*head, change.run, run, len(change.consumes), *searched, number, was_run, version)
-                written = db.execute(_MOVE, move).rowcount
+                written = db.execute(sql.MOVE, move).rowcount
             assert written == 1  # the row was read inside this transaction
         if attributes != before:
             self._drop_attributes(key, before)
             rows = [(key.tenant, name, value, key.id) for name, value in columns.attributes.items()]
-            db.executemany(_ADD_ATTRIBUTE, rows)
+            db.executemany(sql.ADD_ATTRIBUTE, rows)
         self._add(change, run)
         return Won(version + 1, mail)
 
@@ -601,10 +496,10 @@ class SqliteStore(Store):
         if change.consumes:
             now = self.now()
             for message in change.consumes:
-                assert db.execute(_CONSUME, (now, key.tenant, key.id, message)).rowcount == 1
+                assert db.execute(sql.CONSUME, (now, key.tenant, key.id, message)).rowcount == 1
         if change.blobs:
             try:
-                db.executemany(_ADD_BLOB, [(run, blob.name, blob.data) for blob in change.blobs])
+                db.executemany(sql.ADD_BLOB, [(run, blob.name, blob.data) for blob in change.blobs])
             except sqlite3.IntegrityError as error:
                 raise CorruptSnapshotError(f"{key}: a blob of its run {change.run} is there already") from error
         for n, entry in change.entries:
@@ -612,7 +507,7 @@ class SqliteStore(Store):
 
     def _add_run(self, key: Key, run: str) -> int:
         try:
-            number = self._connection.execute(_ADD_RUN, (run, key.tenant, key.id)).lastrowid
+            number = self._connection.execute(sql.ADD_RUN, (run, key.tenant, key.id)).lastrowid
         except sqlite3.IntegrityError as error:
             raise InvalidArgumentError(f"change of {key}: there is a run {run} already; draw a new one") from error
         assert number is not None
@@ -621,12 +516,12 @@ class SqliteStore(Store):
     def _drop_attributes(self, key: Key, attributes: str) -> None:
         if attributes != "{}":
             rows = [(key.tenant, name, value, key.id) for name, value in json.loads(attributes).items()]
-            self._connection.executemany(_DROP_ATTRIBUTE, rows)
+            self._connection.executemany(sql.DROP_ATTRIBUTE, rows)
 
     def _delete(self, key: Key, row: tuple[Any, ...]) -> Won:
         self._write_entries()  # what members before this one have appended goes as well
         self._drop_attributes(key, row[-1])
-        for statement in _DELETE:
+        for statement in sql.DELETE:
             self._connection.execute(statement, (key.tenant, key.id))
         self._moved(key, claimable=False)
         return Won(0, 0)
@@ -640,7 +535,7 @@ class SqliteStore(Store):
 
     @override
     async def load(self, key: Key) -> Stored | None:
-        row = await self._patiently(lambda: self._connection.execute(_LOAD, (key.tenant, key.id)).fetchone())
+        row = await self._patiently(lambda: self._connection.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
         if row is None:
             await self._patiently(lambda: self._check_remains(key))
             self._watchers.saw(key, None)
@@ -652,11 +547,11 @@ class SqliteStore(Store):
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
         bounds = (run, start, 2**63 - 1 if stop is None else stop)
-        return await self._patiently(lambda: self._connection.execute(_READ, bounds).fetchall())
+        return await self._patiently(lambda: self._connection.execute(sql.READ, bounds).fetchall())
 
     @override
     async def blob(self, run: str, name: str) -> bytes | None:
-        return await self._one(_BLOB, run, name)
+        return await self._one(sql.BLOB, run, name)
 
     async def _one(self, query: str, *parameters: str) -> bytes | None:
         row = await self._patiently(lambda: self._connection.execute(query, parameters).fetchone())
@@ -664,19 +559,19 @@ class SqliteStore(Store):
 
     @override
     async def put_module(self, digest: str, data: bytes) -> None:
-        await self._write(lambda: self._connection.execute(_PUT_MODULE, (digest, data)).rowcount).wait()
+        await self._write(lambda: self._connection.execute(sql.PUT_MODULE, (digest, data)).rowcount).wait()
 
     @override
     async def module(self, digest: str) -> bytes | None:
-        return await self._one(_MODULE, digest)
+        return await self._one(sql.MODULE, digest)
 
     @override
     async def put_image(self, name: str, data: bytes) -> None:
-        await self._write(lambda: self._connection.execute(_PUT_IMAGE, (name, data)).rowcount).wait()
+        await self._write(lambda: self._connection.execute(sql.PUT_IMAGE, (name, data)).rowcount).wait()
 
     @override
     async def image(self, name: str) -> bytes | None:
-        return await self._one(_IMAGE, name)
+        return await self._one(sql.IMAGE, name)
 
     # -- mail ---------------------------------------------------------------------------------------------------------
 
@@ -688,34 +583,37 @@ class SqliteStore(Store):
     def _send(self, message: Message) -> Sent:
         """Operation: deliver one message."""
         sent = self._deliver(message)
-        if sent is Sent.ABSENT and not self._connection.execute(_LOAD, (message.key.tenant, message.key.id)).fetchone():
+        if (
+            sent is Sent.ABSENT
+            and not self._connection.execute(sql.LOAD, (message.key.tenant, message.key.id)).fetchone()
+        ):
             self._check_remains(message.key)
         return sent
 
     def _deliver(self, message: Message) -> Sent:
         db, key = self._connection, message.key
-        row = db.execute(_RECEIVER, (key.tenant, key.id)).fetchone()
+        row = db.execute(sql.RECEIVER, (key.tenant, key.id)).fetchone()
         if row is None or not row[2]:
             return Sent.ABSENT
         number, status, _ = row
         if Status(status) in CLOSED:
-            is_sent = db.execute(_IS_SENT, (key.tenant, key.id, message.id)).fetchone()
+            is_sent = db.execute(sql.IS_SENT, (key.tenant, key.id, message.id)).fetchone()
             return Sent.DUPLICATE if is_sent else Sent.CLOSED
         letter = (key.tenant, key.id, message.id, message.kind, message.body, self.now())
-        if not db.execute(_SEND, letter).rowcount:
+        if not db.execute(sql.SEND, letter).rowcount:
             return Sent.DUPLICATE
-        db.execute(_MAILED_ONE, (number,))
+        db.execute(sql.MAILED_ONE, (number,))
         self._moved(key, claimable=True)
         return Sent.ACCEPTED
 
     @override
     async def mail(self, key: Key) -> list[Message]:
-        rows = await self._patiently(lambda: self._connection.execute(_MAIL, (key.tenant, key.id)).fetchall())
+        rows = await self._patiently(lambda: self._connection.execute(sql.MAIL, (key.tenant, key.id)).fetchall())
         return [Message(key, *row) for row in rows]
 
     @override
     async def mailed(self, worker: str) -> list[Key]:
-        rows = await self._patiently(lambda: self._connection.execute(_MAILED, (worker,)).fetchall())
+        rows = await self._patiently(lambda: self._connection.execute(sql.MAILED, (worker,)).fetchall())
         return [Key(*row) for row in rows]
 
     # -- workers ------------------------------------------------------------------------------------------------------
@@ -732,18 +630,18 @@ class SqliteStore(Store):
     def _candidates(self, worker: str, queues: Sequence[str], limit: int) -> list[tuple[int, Stored, bool]]:
         """(row number, instance, whether its owner is dead) of what `worker` may take, in the order of taking."""
         db, now = self._connection, self.now()
-        lease = db.execute(_LEASE, (worker,)).fetchone()
+        lease = db.execute(sql.LEASE, (worker,)).fetchone()
         if lease is None or lease[0] <= now:
             return []  # whoever takes what others may take back at once should beat first
         rows: dict[int, tuple[Any, ...]] = {}
-        dead = [owner for owner, lease in db.execute(_OWNERS).fetchall() if self._is_dead(owner, lease, now)]
+        dead = [owner for owner, lease in db.execute(sql.OWNERS).fetchall() if self._is_dead(owner, lease, now)]
         for owner in dead:
-            rows.update((row[0], row) for row in db.execute(_OWNED, (owner,)).fetchall())
+            rows.update((row[0], row) for row in db.execute(sql.OWNED, (owner,)).fetchall())
         wanted = dict.fromkeys(queues)
         for queue in wanted:
-            rows.update((row[0], row) for row in db.execute(_DUE, (queue, now, limit)).fetchall())
-            rows.update((row[0], row) for row in db.execute(_DUE_BY_MAIL, (queue, limit)).fetchall())
-            rows.update((row[0], row) for row in db.execute(_EXPIRED, (queue, now, limit)).fetchall())
+            rows.update((row[0], row) for row in db.execute(sql.DUE, (queue, now, limit)).fetchall())
+            rows.update((row[0], row) for row in db.execute(sql.DUE_BY_MAIL, (queue, limit)).fetchall())
+            rows.update((row[0], row) for row in db.execute(sql.EXPIRED, (queue, now, limit)).fetchall())
         found = [(number, _shown(row)) for number, *row in rows.values()]
         taken = [
             (number, stored, stored.columns.owner is not None)
@@ -756,49 +654,26 @@ class SqliteStore(Store):
         """Operation: take instances for a worker."""
         db = self._connection
         plain, takeover = nonce + "c", nonce + "t"
-        if self._repeating and (landed := db.execute(_CLAIMED, (worker, plain, takeover)).fetchall()):
+        if self._repeating and (landed := db.execute(sql.CLAIMED, (worker, plain, takeover)).fetchall()):
             return [Claim(stored, stored.nonce == takeover) for stored in map(_stored, landed)]
         claims: list[Claim] = []
         for number, stored, dead in self._candidates(worker, queues, limit):
             if dead and stored.columns.owner is not None:
                 self._remove(stored.columns.owner)
             change = (takeover if dead else plain, worker, int(dead), number, stored.version)
-            assert db.execute(_CLAIM, change).rowcount == 1  # the row was read inside this transaction
-            row = db.execute(_LOAD, (stored.key.tenant, stored.key.id)).fetchone()
+            assert db.execute(sql.CLAIM, change).rowcount == 1  # the row was read inside this transaction
+            row = db.execute(sql.LOAD, (stored.key.tenant, stored.key.id)).fetchone()
             claims.append(Claim(_stored(row), dead))
         return claims
 
     def _is_dead(self, worker: str, lease: int | None, now: int) -> bool:
         """Whether what the worker owns may be taken; `lease` is None where it is not registered (any more)."""
-        return lease is None or lease <= now or self._has_died(worker)
-
-    def _has_died(self, worker: str) -> bool:
-        """Whether the process of a registered worker is gone; False where that cannot be told."""
-        if _WINDOWS or worker in self._locks:
-            return False
-        try:
-            file = os.open(self._lock_path(worker), os.O_RDONLY)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        try:
-            # Shared, so that two who look at once do not take each other for the worker.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        else:
-            return True
-        finally:
-            os.close(file)
-
-    def _lock_path(self, worker: str) -> Path:
-        return self._folder / hashlib.sha256(worker.encode()).hexdigest()[:32]
+        return lease is None or lease <= now or self._locks.has_died(worker)
 
     def _remove(self, worker: str) -> None:
         """Inside a transaction: a dead worker is nobody any more; if it lives after all, its next beat tells it."""
-        if self._connection.execute(_REMOVE, (worker,)).rowcount:
-            self._lock_path(worker).unlink(missing_ok=True)
+        if self._connection.execute(sql.REMOVE, (worker,)).rowcount:
+            self._locks.delete(worker)
 
     @override
     async def beat(self, worker: str, ttl: float, info: Mapping[str, Any]) -> int | None:
@@ -810,73 +685,49 @@ class SqliteStore(Store):
             now = await self._write(partial(self._beat, worker, round(ttl * 1e9), text, known=known)).wait()
         except BaseException:
             if not known:
-                self._give_up(worker, remove=True)
+                self._locks.give_up(worker, delete=True)
             raise
         if now is None:
             self._lost.add(worker)
-            self._give_up(worker)
+            self._locks.give_up(worker)
         return now
 
     def _beat(self, worker: str, ttl: int, info: str, *, known: bool) -> int | None:
         """Operation: prolong a lease, or register a worker that has none."""
         db, now = self._connection, self.now()
-        db.execute(_FORGET, (now - REMEMBER_CONSUMED,))
+        db.execute(sql.FORGET, (now - REMEMBER_CONSUMED,))
         if known:
-            return now if db.execute(_BEAT, (now + ttl, info, worker)).rowcount else None
-        self._sweep(now)
+            return now if db.execute(sql.BEAT, (now + ttl, info, worker)).rowcount else None
+        self._sweep()
         if worker not in self._locks:
-            if db.execute(_LEASE, (worker,)).fetchone() is not None:
+            if db.execute(sql.LEASE, (worker,)).fetchone() is not None:
                 return None  # somebody else goes by that id
-            self._lock(worker)
-        db.execute(_REGISTER, (worker, now + ttl, info))
+            self._locks.take(worker)
+        db.execute(sql.REGISTER, (worker, now + ttl, info))
         return now
 
-    def _lock(self, worker: str) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._lock_path(worker)
-        # No row bears this id, and files are made and removed inside a write transaction: a file is left over.
-        path.unlink(missing_ok=True)
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        self._locks[worker] = file
-        os.write(file, f"{os.getpid()} {worker}\n".encode())
-        if not _WINDOWS:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _give_up(self, worker: str, *, remove: bool = False) -> None:
-        file = self._locks.pop(worker, None)
-        if file is not None:
-            os.close(file)
-            if remove:
-                self._lock_path(worker).unlink(missing_ok=True)
-
-    def _sweep(self, now: int) -> None:
+    def _sweep(self) -> None:
         """Inside a transaction: remove the workers that have died, and files that no worker's row stands for."""
-        rows = self._connection.execute(_WORKERS).fetchall()
-        files = {self._lock_path(worker).name for worker in self._locks}
-        for worker, lease in rows:
-            if self._has_died(worker) or (_WINDOWS and lease < now - _HOUR):
-                self._remove(worker)
-            else:
-                files.add(self._lock_path(worker).name)
-        if self._folder.is_dir():
-            for file in self._folder.iterdir():
-                if file.name not in files:
-                    file.unlink(missing_ok=True)
+        workers = [worker for worker, _ in self._connection.execute(sql.WORKERS).fetchall()]
+        dead = {worker for worker in workers if self._locks.has_died(worker)}
+        for worker in dead:
+            self._remove(worker)
+        self._locks.sweep(set(workers) - dead)
 
     @override
     async def leave(self, worker: str) -> None:
         await self._write(partial(self._leave, worker, secrets.token_hex(16))).wait()
         self._lost.add(worker)
-        self._give_up(worker, remove=True)
+        self._locks.give_up(worker, delete=True)
 
     def _leave(self, worker: str, nonce: str) -> None:
         """Operation: end a worker and hand over what it owns; the version moves on, so that it cannot write to it."""
         db = self._connection
-        for _, *row in db.execute(_OWNED, (worker,)).fetchall():
+        for _, *row in db.execute(sql.OWNED, (worker,)).fetchall():
             self._moved(_stored(row).key, claimable=True)
         now = self.now()
-        db.execute(_RELEASE, (nonce, now, now, worker))
-        db.execute(_REMOVE, (worker,))
+        db.execute(sql.RELEASE, (nonce, now, now, worker))
+        db.execute(sql.REMOVE, (worker,))
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -893,7 +744,7 @@ class SqliteStore(Store):
 
     def _states(self, keys: Sequence[Key]) -> dict[Key, Visible]:
         text = json.dumps([(key.tenant, key.id) for key in keys])
-        rows = self._connection.execute(_STATES, (text,)).fetchall()
+        rows = self._connection.execute(sql.STATES, (text,)).fetchall()
         return {Key(tenant, instance): (run, status, mail) for tenant, instance, run, status, mail in rows}
 
     @override
@@ -922,7 +773,7 @@ class SqliteStore(Store):
         if after is not None:
             condition += " and created <= ? and (created < ? or id > ?)"
             parameters += [after[0], *after]
-        query = f"select {_COLUMNS} from instance where {condition} order by created desc, id limit ?"  # noqa: S608
+        query = f"select {sql.COLUMNS} from instance where {condition} order by created desc, id limit ?"  # noqa: S608
         rows = await self._patiently(lambda: self._connection.execute(query, (*parameters, limit + 1)).fetchall())
         page = [_shown(row) for row in rows]
         return Page(page[:limit], cursor_after(page, limit))

@@ -1,0 +1,100 @@
+"""Every statement of the SQLite store, in the order of the protocol.
+
+Each text is constant, so sqlite3's cache keeps it prepared.
+"""
+
+from __future__ import annotations
+
+COLUMNS = """tenant, id, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires, takeovers,
+    size, parent, created, closed, attributes, record"""
+
+FENCE = """select number, run_number, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires,
+    parent, created, closed, attributes from instance where tenant = ? and id = ?"""
+
+REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
+    or exists (select 1 from mail where tenant = ? and id = ?)"""
+
+CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, record, takeovers, size, status,
+    workflow, module, queue, owner, wake, expires, parent, created, closed, attributes)
+    values (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+# The step of a running instance touches no index and no page but the row's own.
+STEP = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?
+    where number = ? and run = ? and version = ?"""
+
+MOVE = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?, run = ?,
+    run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
+    expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
+
+ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
+ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
+ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
+ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"
+DROP_ATTRIBUTE = "delete from attribute where tenant = ? and name = ? and value = ? and id = ?"
+
+DELETE = (
+    "delete from log where run in (select number from run where tenant = ? and id = ?)",
+    "delete from blob where run in (select number from run where tenant = ? and id = ?)",
+    "delete from mail where tenant = ? and id = ?",
+    "delete from run where tenant = ? and id = ?",
+    "delete from instance where tenant = ? and id = ?",
+)
+
+LOAD = f"select {COLUMNS} from instance where tenant = ? and id = ?"  # noqa: S608  constants
+READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
+    order by n"""
+BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
+PUT_MODULE = "insert into module (sha256, data) values (?, ?) on conflict do nothing"
+MODULE = "select data from module where sha256 = ?"
+PUT_IMAGE = "insert into image (name, data) values (?, ?) on conflict do nothing"
+IMAGE = "select data from image where name = ?"
+
+RECEIVER = "select number, status, workflow from instance where tenant = ? and id = ?"
+SEND = """insert into mail (tenant, id, message, kind, body, sent) values (?, ?, ?, ?, ?, ?)
+    on conflict do nothing"""
+IS_SENT = "select 1 from mail where tenant = ? and id = ? and message = ?"
+MAILED_ONE = "update instance set mail = mail + 1 where number = ?"
+UNCONSUMED = "select 1 from mail where tenant = ? and id = ? and message = ? and consumed_at is null"
+CONSUME = "update mail set consumed_at = ? where tenant = ? and id = ? and message = ? and consumed_at is null"
+FORGET = """delete from mail where number in
+    (select number from mail where consumed_at is not null and consumed_at < ? order by consumed_at limit 1000)"""
+UNREAD = "select count(*) from mail where tenant = ? and id = ? and consumed_at is null"
+MAIL = """select message, kind, body, sent from mail where tenant = ? and id = ? and consumed_at is null
+    order by number"""
+MAILED = "select tenant, id from instance where owner = ? and mail > 0"
+
+# A row that is damaged must not take the place of one that can be claimed, hence json_valid.
+DUE = f"""select number, {COLUMNS} from instance where owner is null and wake is not null and workflow <> ''
+    and status in ('running', 'waiting', 'publishing') and queue = ? and wake <= ? and json_valid(attributes)
+    order by wake limit ?"""  # noqa: S608
+DUE_BY_MAIL = f"""select number, {COLUMNS} from instance where owner is null and mail > 0 and workflow <> ''
+    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and json_valid(attributes)
+    order by created limit ?"""  # noqa: S608
+EXPIRED = f"""select number, {COLUMNS} from instance where owner is null and expires is not null and workflow <> ''
+    and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and expires <= ?
+    and json_valid(attributes) order by expires limit ?"""  # noqa: S608
+OWNED = f"select number, {COLUMNS} from instance where owner = ?"  # noqa: S608
+CLAIM = """update instance set version = version + 1, nonce = ?, owner = ?, takeovers = takeovers + ?
+    where number = ? and version = ?"""
+CLAIMED = f"select {COLUMNS} from instance where owner = ? and nonce in (?, ?)"  # noqa: S608
+
+# Every owner there is, by one step through the index for each: select distinct would read an entry an instance.
+OWNERS = """with recursive owner (name) as (
+        select min(owner) from instance where owner is not null
+        union all
+        select (select min(owner) from instance where owner is not null and owner > name) from owner
+        where name is not null
+    ) select owner.name, worker.lease from owner left join worker on worker.id = owner.name
+    where owner.name is not null"""
+
+LEASE = "select lease from worker where id = ?"
+WORKERS = "select id, lease from worker"
+REGISTER = "insert into worker (id, lease, info) values (?, ?, ?) on conflict do nothing"
+BEAT = "update worker set lease = ?, info = ? where id = ?"
+REMOVE = "delete from worker where id = ?"
+RELEASE = """update instance set owner = null, version = version + 1, nonce = ?,
+    wake = case when status in ('running', 'waiting', 'publishing') then min(coalesce(wake, ?), ?) else wake end
+    where owner = ?"""
+
+STATES = """select i.tenant, i.id, i.run, i.status, i.mail from json_each(?) as k
+    join instance as i on i.tenant = json_extract(k.value, '$[0]') and i.id = json_extract(k.value, '$[1]')"""
