@@ -1,0 +1,1 @@
+"""What wasman costs, measured: `make bench`."""
