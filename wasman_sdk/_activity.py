@@ -306,7 +306,7 @@ def _writer(registered: _Registered) -> Callable[[Any], bytes]:
 
     def write(value: Any) -> bytes:
         try:
-            return adapter.dump_json(adapter.validate_python(value))
+            return adapter.dump_json(adapter.validate_python(value), by_alias=True)
         except (ValidationError, ValueError) as error:
             detail = _first(error) if isinstance(error, ValidationError) else str(error)
             message = f"what activity {registered.name!r} returned does not fit its annotation: {detail}"

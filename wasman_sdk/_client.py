@@ -448,7 +448,7 @@ class Client:
         stored_session = None
         if session is not None:
             bound, sources, sinks = await bind(session)
-            stored_session = Payload.of(bound.model_dump_json().encode(), JSON)
+            stored_session = Payload.of(bound.model_dump_json(by_alias=True).encode(), JSON)
             options = evolve(options, sources=sources, sinks=sinks)
         run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
         return WorkflowHandle(self.store, self.tenant, id, run, name, output)

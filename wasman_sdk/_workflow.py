@@ -86,7 +86,7 @@ class Workflow(Generic[In, Out]):
             InvalidArgumentError: It is not of the workflow's input type.
         """
         try:
-            return Payload.of(self._input.dump_json(self._input.validate_python(given)))
+            return Payload.of(self._input.dump_json(self._input.validate_python(given), by_alias=True))
         except ValidationError as error:
             message = f"the input of workflow {self.name!r} does not fit: {error}"
             raise InvalidArgumentError(message) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.module import compile_module, entry_of, initial_image
@@ -24,7 +24,7 @@ from wasman_host.instance import Instance
 from wasman_host.machine import Terminating
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import PAGE, Delta, apply, changed, decode_delta, encode_delta
-from wasman_host.store.protocol import Status
+from wasman_host.store.protocol import Change, Status
 from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ logger = logging.getLogger("wasman.engine")
 
 _TTL = 10.0  # seconds of a lease: how long a worker that hangs keeps its instances from others
 _POLL = 0.25  # seconds between two looks at the store where no hint comes
+_AGAIN = 1.0  # seconds until an instance that was dropped by an error is tried again
 _CLAIM = 64  # instances taken at once, so that one worker does not empty the queue before others wake up
 
 
@@ -95,6 +96,7 @@ class Engine:
         self._ttl = lease
         self._lease_ends = 0.0
         self._live: dict[Key, Instance] = {}
+        self._orphans: set[Key] = set()
         self._modules: dict[str, GuestModule] = {}
         self._images: dict[str, LoadedImage] = {}
         self._loading = anyio.Lock()
@@ -229,6 +231,7 @@ class Engine:
             taken = 0
             try:
                 if self.lease_is_valid:
+                    await self._hand_back()
                     free = self._max - len(self._live)
                     claims = await self.store.claim(self.worker, self._queues, min(free, _CLAIM)) if free > 0 else []
                     taken = len(claims)
@@ -252,11 +255,34 @@ class Engine:
         async def live() -> None:
             try:
                 await instance.live()
+            except Exception:
+                # A defect of wasman: it must not touch the neighbours, and whoever claims the instance next tries again.
+                logger.exception("run %s of %s was dropped by an internal error", instance.run, instance.key)
             finally:
+                if instance.owns:
+                    self._orphans.add(instance.key)
                 if self._live.get(instance.key) is instance:
                     del self._live[instance.key]
 
         tasks.start_soon(live, name=f"instance {instance.key}")
+
+    async def _hand_back(self) -> None:
+        """Release what was dropped here and is still this worker's in the store, such as after the process slept."""
+        while self._orphans:
+            key = next(iter(self._orphans))
+            stored = await self.store.load(key)
+            if stored is not None and stored.columns.owner == self.worker and key not in self._live:
+                wake = self.store.now() + int(_AGAIN * 1e9)
+                change = Change(
+                    key=key,
+                    expected=(stored.run, stored.version),
+                    run=stored.run,
+                    nonce=secrets.token_hex(8),
+                    record=stored.record,
+                    columns=evolve(stored.columns, owner=None, wake=wake),
+                )
+                await self.store.commit([change])
+            self._orphans.discard(key)
 
     async def _look_after(self) -> None:
         """Tell live instances of mail and of their execution timeout."""

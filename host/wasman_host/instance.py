@@ -129,6 +129,7 @@ class Instance:
         key: Which instance it is.
         run: Its run id.
         expires: When its execution timeout ends it, ns since 1970, or None.
+        owns: Whether the store still says, as far as this task knows, that this worker has it.
     """
 
     def __init__(self, engine: Engine, claim: Claim) -> None:
@@ -148,7 +149,7 @@ class Instance:
         self._ending: Terminating | None = None
         self._blocking: BlockedError | None = None
         self._leaving = False
-        self._owns = True
+        self.owns = True
         self._guest: Guest | None = None
         self._source: Source | None = None
         self._sink: Sink | None = None
@@ -210,6 +211,7 @@ class Instance:
             except StoreUnavailableError:
                 continue
             if stored is None or stored.run != self.run or stored.columns.owner != self._engine.worker:
+                self.owns = False
                 message = f"run {self.run} of {self.key} was moved on by somebody else; this copy is dropped"
                 raise ConcurrentExecutionError(message)
             self._stored, self._version = stored, stored.version
@@ -241,7 +243,7 @@ class Instance:
             await self._block(
                 BlockedError(f"an internal error of wasman: {error!r}; see the worker's log, then unblock")
             )
-        if self._owns and self._interrupted:
+        if self.owns and self._interrupted:
             await self._let_go()
             if self._blocking is not None:
                 await self._block(self._blocking)
@@ -787,9 +789,11 @@ class Instance:
     async def _block(self, error: BlockedError) -> None:
         await self._let_go()
         self._log.warning("run %s of %s is blocked: %s", self.run, self.key, error)
-        proposal = self._machine.blocked(error)
         if isinstance(error, _DamagedMailError):
+            proposal = self._machine.blocked(CorruptSnapshotError(str(error)))
             proposal = self._machine.closed_with_mail(proposal, error.messages)
+        else:
+            proposal = self._machine.blocked(error)
         await self._commit(proposal)
 
     async def _stand_unread(self, error: BlockedError) -> None:
@@ -820,6 +824,7 @@ class Instance:
             record=stored.record,
             columns=columns,
         )
+        self.owns = False
         await self._store.commit([change])
 
     async def _end_unread(self, terminating: Terminating) -> None:
@@ -867,6 +872,7 @@ class Instance:
                 self._version = version
                 self._machine.accept(proposal)
             case Lost(found=found):
+                self.owns = False
                 message = (
                     f"run {self.run} of {self.key} was moved on by somebody else (found {found}); this copy is dropped"
                 )
@@ -875,8 +881,8 @@ class Instance:
                 raise _MailFirst
             case _:
                 assert_never(outcome)
-        self._owns = proposal.keeps_owner
-        if self._owns and self._interrupted:
+        self.owns = proposal.keeps_owner
+        if self.owns and self._interrupted:
             self._scope.cancel()
             await anyio.lowlevel.checkpoint_if_cancelled()
 

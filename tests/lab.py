@@ -1,0 +1,341 @@
+"""Where the tests of the engine happen: a store, workers that come, leave and die over it, and ways to break things."""
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+from anyio.lowlevel import checkpoint
+from attrs import define, evolve, field
+
+from wasman_host import control
+from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
+from wasman_host.engine import Engine
+from wasman_host.guest.module import GuestModule
+from wasman_host.payload import Payload
+from wasman_host.record import Limits, Record, StreamSpec
+from wasman_host.store import CLOSED, Change, Key, Lost, MemoryStore, SqliteStore, Status, Store, Stored, Unread, Won
+from wasman_host.streams import StreamTypes, identify_file
+
+__all__ = ["AT_ONCE", "COMPILED", "Cell", "Dying", "Lab", "Ledger", "MemoryLab", "SqliteLab", "answers", "sink", "source"]
+
+AT_ONCE = Retry(initial_interval=0.0)
+COMPILED: dict[str, GuestModule] = {}  # modules are immutable, and compiling them is most of a short test's time
+PATIENCE = 10.0  # seconds until a test gives up
+
+Handler = Callable[[ActivityCall], Awaitable[bytes] | bytes]
+
+
+def answers(name: str, handler: Handler, *, retry: Retry = AT_ONCE, timeout: float | None = None) -> ActivityDefinition:
+    """An activity as the host knows it."""
+
+    async def handle(call: ActivityCall) -> bytes:
+        await checkpoint()
+        answer = handler(call)
+        return answer if isinstance(answer, bytes) else await answer
+
+    return ActivityDefinition(name, handle, retry, timeout)
+
+
+@define
+class Ledger:
+    """What activities have done to the world: one row an attempt."""
+
+    rows: list[tuple[str, int, str, bytes]] = field(factory=list)
+
+    def note(self, call: ActivityCall) -> bytes:
+        """An activity that does something and gives back what it was sent."""
+        self.rows.append((call.idempotency_key, call.attempt, call.name, call.request))
+        return call.request
+
+    def activity(self, name: str = "note", *, retry: Retry = AT_ONCE) -> ActivityDefinition:
+        return answers(name, self.note, retry=retry)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return [key for key, *_ in self.rows]
+
+    @property
+    def attempts(self) -> Sequence[int]:
+        return [attempt for _, attempt, *_ in self.rows]
+
+    @property
+    def requests(self) -> Sequence[bytes]:
+        return [request for *_, request in self.rows]
+
+
+class Dying:
+    """A store whose worker dies at its n-th commit of an instance, before or after the commit is passed on.
+
+    Args:
+        store: The store behind it.
+        at: Which commit, from 1; 0 for none.
+        after: Whether the commit is durable when the worker dies.
+        matching: Which commits are counted.
+    """
+
+    def __init__(
+        self, store: Store, at: int = 0, *, after: bool = False, matching: Callable[[Change], bool] = lambda _: True
+    ) -> None:
+        self.store, self.at, self.after, self.matching = store, at, after, matching
+        self.count = 0
+        self.die: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+        self.count += sum(map(self.matching, changes))
+        if self.at and self.count >= self.at:
+            if self.after and self.count == self.at:
+                await self.store.commit(changes)
+            self.die()
+            await anyio.sleep_forever()
+        return await self.store.commit(changes)
+
+
+@define
+class Cell:
+    """One stored value that a test damages and restores."""
+
+    read: Callable[[], bytes]
+    write: Callable[[bytes | None], None]
+
+
+class Lab:
+    """One store's data and those who work on it. `handle` gives what a process of its own would open."""
+
+    def __init__(self) -> None:
+        self.store: Store
+
+    async def open(self) -> None:
+        self.store = await self.handle()
+
+    async def handle(self) -> Store:
+        raise NotImplementedError
+
+    async def bury(self, store: Store, worker: str) -> None:
+        """The worker that used this handle has died."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    # Instances
+
+    async def deploy(self, data: bytes, name: str = "") -> str:
+        name = name or hashlib.sha256(data).hexdigest()[:12]
+        await control.deploy(self.store, "default", name, data)
+        return name
+
+    async def start(
+        self, data: bytes, given: object = None, *, id: str = "w", session: bytes | None = None, **options: Any
+    ) -> Key:
+        name = await self.deploy(data)
+        stated = None if session is None else Payload.of(session)
+        payload = given if isinstance(given, Payload) else Payload.of(json.dumps(given).encode())
+        chosen = control.StartOptions(**options)
+        await control.start(self.store, "default", id, name, payload, stated, chosen)
+        return Key("default", id)
+
+    async def look(self, id: str = "w") -> control.Description:
+        return await control.describe(self.store, Key("default", id))
+
+    async def record(self, id: str = "w") -> Record:
+        record = (await self.look(id)).record
+        assert record is not None
+        return record
+
+    async def until(self, *wanted: Status, id: str = "w", reason: str = "") -> control.Description:
+        """Wait until the instance has one of these statuses, and `reason` in its reason."""
+        found = await self.look(id)
+        with anyio.move_on_after(PATIENCE):
+            while found.status not in CLOSED and (found.status not in wanted or reason not in found.reason):
+                await self.store.watch(Key("default", id), 0.05)
+                found = await self.look(id)
+        assert found.status in wanted, f"{found.status}: {found.reason}"
+        assert reason in found.reason
+        return found
+
+    async def ended(self, id: str = "w") -> control.Description:
+        return await self.until(
+            Status.COMPLETED, Status.FAILED, Status.TERMINATED, Status.BLOCKED, Status.TIMED_OUT, id=id
+        )
+
+    async def result(self, id: str = "w") -> Any:
+        """The result of a run that is to complete."""
+        found = await self.ended(id)
+        assert found.record is not None
+        assert found.status is Status.COMPLETED, f"{found.status}: {found.reason} {found.record.failure}"
+        assert found.record.result is not None
+        payload = await control.load_payload(self.store, found.stored, found.record.result)
+        return json.loads(payload.content)
+
+    async def blocked(self, error: type[Exception], id: str = "w", reason: str = "") -> control.Description:
+        """The description of an instance that is to be blocked by `error`."""
+        found = await self.until(Status.BLOCKED, id=id, reason=reason)
+        with anyio.fail_after(PATIENCE):
+            while found.stored.columns.status is not Status.BLOCKED:  # what nobody can read looks blocked at once
+                await anyio.sleep(0.01)
+                found = await self.look(id)
+        if found.record is not None:
+            assert found.record.error == error.__name__, found.reason
+        return found
+
+    async def unblock(self, id: str = "w", limits: Limits | None = None) -> None:
+        await control.unblock(self.store, Key("default", id), None, limits)
+
+    async def terminate(self, id: str = "w", reason: str = "enough") -> None:
+        await control.terminate(self.store, Key("default", id), reason)
+
+    # Workers
+
+    @contextlib.asynccontextmanager
+    async def worker(
+        self, *activities: ActivityDefinition, store: object = None, cold: bool = False, **options: Any
+    ) -> AsyncIterator[Engine]:
+        """A worker that leaves in order; `cold` is one whose process has compiled nothing yet."""
+        engine = Engine(cast("Store", store or self.store), {one.name: one for one in activities}, **options)
+        if not cold:
+            engine._modules = COMPILED
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.run)
+            await engine.serving.wait()
+            yield engine
+            await engine.leave()
+
+    async def complete(self, *activities: ActivityDefinition, id: str = "w", **options: Any) -> Any:
+        """The result that a new worker brings about."""
+        async with self.worker(*activities, **options):
+            return await self.result(id)
+
+    async def dies(
+        self,
+        *activities: ActivityDefinition,
+        at: int = 0,
+        after: bool = False,
+        when: anyio.Event | None = None,
+        matching: Callable[[Change], bool] = lambda _: True,
+        streams: StreamTypes | None = None,
+    ) -> None:
+        """A worker works until its `at`-th commit, or until `when`, and dies then."""
+        store = await self.handle()
+        dying = Dying(store, at, after=after, matching=matching)
+        engine = Engine(cast("Store", dying), {one.name: one for one in activities}, streams=streams)
+        engine._modules = COMPILED
+        with anyio.fail_after(PATIENCE), anyio.CancelScope() as scope:
+            dying.die = scope.cancel
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.run)
+                if when is not None:
+                    await when.wait()
+                    scope.cancel()
+        assert scope.cancelled_caught, "the worker was to die"
+        await self.bury(store, engine.worker)
+
+    # Damage
+
+    def cell(self, kind: str, id: str = "w") -> Cell:
+        """Where a stored thing of the instance lies."""
+        raise NotImplementedError
+
+
+class MemoryLab(Lab):
+    """Over one store in memory."""
+
+    async def handle(self) -> Store:
+        store = getattr(self, "store", None)
+        if store is None:
+            store = MemoryStore()
+            await store.open()
+        return cast("Store", store)
+
+    async def bury(self, store: Store, worker: str) -> None:
+        assert isinstance(store, MemoryStore)
+        store._leases.pop(worker, None)
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    def stored(self, id: str = "w") -> Stored:
+        assert isinstance(self.store, MemoryStore)
+        stored = self.store._instances[Key("default", id)].stored
+        assert stored is not None
+        return stored
+
+    def rewrite(self, id: str = "w", **fields: Any) -> None:
+        """Change what is stored of an instance behind everybody's back."""
+        assert isinstance(self.store, MemoryStore)
+        self.store._instances[Key("default", id)].stored = evolve(self.stored(id), **fields)
+
+
+class SqliteLab(Lab):
+    """Over one SQLite file; every handle is a process's own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._handles: list[Store] = []
+
+    async def handle(self) -> Store:
+        store = SqliteStore(self.path)
+        await store.open()
+        self._handles.append(store)
+        return store
+
+    async def bury(self, store: Store, worker: str) -> None:
+        del worker
+        await store.close()
+
+    async def close(self) -> None:
+        for store in self._handles:
+            await store.close()
+
+    def cell(self, kind: str, id: str = "w") -> Cell:
+        run = f"(select run_number from instance where id = '{id}')"
+        table, column, where = {
+            "record": ("instance", "record", f"id = '{id}'"),
+            "first entry": ("log", "entry", f"run = {run} and n = 0"),
+            "entry": ("log", "entry", f"run = {run} and n = 2"),
+            "snapshot": ("blob", "data", f"run = {run} and name like 'snapshot-%'"),
+            "payload": ("blob", "data", f"run = {run} and name like 'payload-%'"),
+            "image": ("image", "data", f"name like (select module from instance where id = '{id}') || '%'"),
+            "module": ("module", "data", f"sha256 = (select module from instance where id = '{id}')"),
+            "mail": ("mail", "body", f"id = '{id}'"),
+        }[kind]
+
+        def execute(sql: str, *parameters: object) -> list[Any]:
+            with contextlib.closing(sqlite3.connect(self.path, isolation_level=None, timeout=5)) as db:
+                return db.execute(sql, parameters).fetchall()
+
+        rows = [execute(f"select rowid, * from {table} where {where} limit 1")]  # noqa: S608
+        columns = [name for _, name, *_ in execute(f"pragma table_info({table})")]
+        [row] = rows[0]
+
+        def read() -> bytes:
+            return bytes(row[1 + columns.index(column)])
+
+        def write(data: bytes | None) -> None:
+            """Replace the value; None takes the whole row away, and what comes later brings it back."""
+            if data is None:
+                execute(f"delete from {table} where rowid = ?", row[0])  # noqa: S608
+            elif not execute(f"update {table} set {column} = ? where rowid = ? returning 1", data, row[0]):  # noqa: S608
+                values = [data if name == column else value for name, value in zip(columns, row[1:], strict=True)]
+                places = ", ".join("?" for _ in columns)
+                execute(f"insert into {table} values ({places})", *values)  # noqa: S608
+
+        return Cell(read, write)
+
+
+def source(path: Path) -> dict[str, StreamSpec]:
+    """A session's one source."""
+    return {"source": StreamSpec("file", {"path": str(path)}, identify_file(path))}
+
+
+def sink(path: Path) -> dict[str, StreamSpec]:
+    """A session's one sink."""
+    return {"sink": StreamSpec("file", {"path": str(path)})}
