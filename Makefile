@@ -3,6 +3,7 @@
 #   make demo     see it survive: a CSV pipeline over 336,776 rows whose worker is killed again and again
 #   make test     the tests, on every Python in range that this machine has
 #   make check    the static checks
+#   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make bench    the figures
 #   make format   what the formatter and the linter can mend by themselves
 #   make guests   build the guest modules anew (needs TinyGo)
@@ -32,7 +33,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check bench format guests lock clean env
+.PHONY: help demo test check mutants bench format guests lock clean env
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,6 +79,9 @@ check: env
 	else \
 		echo "Go is not on this machine: guest_sdk was not checked."; \
 	fi
+
+mutants: env
+	$(VENV)/bin/python tools/run_mutants.py
 
 bench: env
 	$(VENV)/bin/python -m benchmarks

@@ -21,7 +21,19 @@ from wasman_host.record import Limits, Record, StreamSpec
 from wasman_host.store import CLOSED, Change, Key, Lost, MemoryStore, SqliteStore, Status, Store, Stored, Unread, Won
 from wasman_host.streams import StreamTypes, identify_file
 
-__all__ = ["AT_ONCE", "COMPILED", "Cell", "Dying", "Lab", "Ledger", "MemoryLab", "SqliteLab", "answers", "sink", "source"]
+__all__ = [
+    "AT_ONCE",
+    "COMPILED",
+    "Cell",
+    "Dying",
+    "Lab",
+    "Ledger",
+    "MemoryLab",
+    "SqliteLab",
+    "answers",
+    "sink",
+    "source",
+]
 
 AT_ONCE = Retry(initial_interval=0.0)
 COMPILED: dict[str, GuestModule] = {}  # modules are immutable, and compiling them is most of a short test's time
@@ -296,15 +308,16 @@ class SqliteLab(Lab):
             await store.close()
 
     def cell(self, kind: str, id: str = "w") -> Cell:
-        run = f"(select run_number from instance where id = '{id}')"
+        run = f"(select run_number from instance where id = '{id}')"  # noqa: S608  the test's own id
+        module = f"(select module from instance where id = '{id}')"  # noqa: S608
         table, column, where = {
             "record": ("instance", "record", f"id = '{id}'"),
             "first entry": ("log", "entry", f"run = {run} and n = 0"),
             "entry": ("log", "entry", f"run = {run} and n = 2"),
             "snapshot": ("blob", "data", f"run = {run} and name like 'snapshot-%'"),
             "payload": ("blob", "data", f"run = {run} and name like 'payload-%'"),
-            "image": ("image", "data", f"name like (select module from instance where id = '{id}') || '%'"),
-            "module": ("module", "data", f"sha256 = (select module from instance where id = '{id}')"),
+            "image": ("image", "data", f"name like {module} || '%'"),
+            "module": ("module", "data", f"sha256 = {module}"),
             "mail": ("mail", "body", f"id = '{id}'"),
         }[kind]
 

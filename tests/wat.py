@@ -1,7 +1,7 @@
 """Guests for tests, in WebAssembly text: small programs put together from steps.
 
-A `script` runs its steps one after the other and gives a JSON list of what they appended as the run's result. One that is
-re-entrant counts the steps that it has done in its memory, and skips them when it is entered anew.
+A `script` runs its steps one after the other and gives a JSON list of what they appended as the run's result. One that
+is re-entrant counts the steps that it has done in its memory, and skips them when it is entered anew.
 """
 
 import struct
@@ -54,7 +54,8 @@ _PRELUDE = f"""
     (if (i64.lt_s (local.get $n) (i64.const 0))
       (then (call $byte (i32.const 45)) (local.set $n (i64.sub (i64.const 0) (local.get $n)))))
     (call $digits (local.get $n)))
-  (func $ask (param $name i32) (param $length i32) (param $request i32) (param $size i32) (param $max i32) (local $n i32)
+  (func $ask (param $name i32) (param $length i32) (param $request i32) (param $size i32) (param $max i32)
+    (local $n i32)
     (local.set $n (call $host_call_api (local.get $name) (local.get $length) (local.get $request) (local.get $size)
       (global.get $at) (local.get $max)))
     (if (i32.lt_s (local.get $n) (i32.const 0))
@@ -196,5 +197,3 @@ def stated(data: bytes, key: str) -> bytes:
     """The same module with a custom section, so that its digest is another one."""
     content = bytes([len(key)]) + key.encode()
     return data + b"\0" + bytes([len(content)]) + content
-
-

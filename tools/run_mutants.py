@@ -36,9 +36,11 @@ def main() -> int:
             return 2
         for name in chosen:
             copy = _copy(Path(folder) / name)
-            problem = _unapplied(copy, name) or _unnoticed(copy, name)
+            problem, caught = _unapplied(copy, name), ""
+            if not problem:
+                problem, caught = _noticed(copy, name)
             shutil.rmtree(copy)
-            print(f"{name:6} {problem or 'caught'}", flush=True)
+            print(f"{name:5} {problem or caught}", flush=True)
             if problem:
                 problems[name] = problem
     missing = {f"R{n:02}" for n in range(1, 14)} - {name[:3] for name in chosen}
@@ -78,17 +80,19 @@ def _unapplied(copy: Path, name: str) -> str:
     return f"does not apply: {done.stderr.strip()}" if done.returncode else ""
 
 
-def _unnoticed(copy: Path, name: str) -> str:
-    """What is wrong with the tests' answer to the mutant, "" where they fail as they should."""
+def _noticed(copy: Path, name: str) -> tuple[str, str]:
+    """What is wrong with the tests' answer to the mutant, "" where they fail as they should; and how they fail."""
     try:
         done = _test(copy, f"test_{name.lower()}")
     except subprocess.TimeoutExpired:
-        return f"hangs: no answer in {PATIENCE} s"
+        return f"hangs: no answer in {PATIENCE} s", ""
     if done.returncode == 0:
-        return "SURVIVES: no test noticed it"
-    if done.returncode != 1 or not re.search(rf"^FAILED \S+::test_{name.lower()}", done.stdout, re.MULTILINE):
-        return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    return ""
+        return "SURVIVES: no test noticed it", ""
+    failed = re.search(rf"^FAILED \S+::(test_{name.lower()}\w*)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or failed is None:
+        return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", ""
+    error = re.search(r"^E +(.*)", done.stdout, re.MULTILINE)
+    return "", f"caught by {failed[1]}: {error[1][:100] if error else ''}"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ __all__ = [
     "module_digest",
 ]
 __all__ += errors.__all__
+__all__.sort()
 
 
 def _named_as_imported() -> None:

@@ -53,7 +53,19 @@ class ActivityInfo:
     started: datetime
 
 
-_current: ContextVar[ActivityInfo] = ContextVar("wasman_activity_info")
+_current: ContextVar[ActivityCall] = ContextVar("wasman_activity_call")
+
+
+def _info(call: ActivityCall) -> ActivityInfo:
+    return ActivityInfo(
+        name=call.name,
+        attempt=call.attempt,
+        idempotency_key=call.idempotency_key,
+        workflow=call.workflow,
+        workflow_id=call.key.id,
+        run_id=call.run,
+        started=datetime.fromtimestamp(call.started / 1e9, tz=UTC),
+    )
 
 
 @frozen(eq=False)
@@ -121,7 +133,7 @@ class _Activity:
     def info() -> ActivityInfo:
         """The attempt that is running. Raises `RuntimeError` outside of an activity."""
         try:
-            return _current.get()
+            return _info(_current.get())
         except LookupError:
             message = "activity.info() is called outside of an activity"
             raise RuntimeError(message) from None
@@ -237,23 +249,14 @@ def _handler(
     infos = [name for name, kind in registered.injected.items() if issubclass(kind, ActivityInfo)]
 
     async def handle(call: ActivityCall) -> bytes:
-        info = ActivityInfo(
-            name=call.name,
-            attempt=call.attempt,
-            idempotency_key=call.idempotency_key,
-            workflow=call.workflow,
-            workflow_id=call.key.id,
-            run_id=call.run,
-            started=datetime.fromtimestamp(call.started / 1e9, tz=UTC),
-        )
         arguments: dict[str, Any] = dict(resources)
         for name in infos:
-            arguments[name] = info
+            arguments[name] = _info(call)
         for name, kind in sessions.items():
             arguments[name] = _session(call, kind)
         if registered.payload is not None:
             arguments[registered.payload] = given(call.request)
-        token = _current.set(info)
+        token = _current.set(call)
         try:
             if is_async:
                 result = await function(**arguments)

@@ -18,6 +18,7 @@ from wasman_host.errors import (
     InvalidArgumentError,
     RunEndedError,
     WorkflowFailedError,
+    WorkflowNotFoundError,
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
@@ -44,6 +45,7 @@ Out = TypeVar("Out")
 
 _LOOK = 5.0  # seconds between two looks at an instance although no hint came
 _PAGE = 100
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _ENDS: Mapping[Status, type[RunEndedError]] = {
     Status.FAILED: WorkflowFailedError,
     Status.TERMINATED: WorkflowTerminatedError,
@@ -90,6 +92,7 @@ class WorkflowDescription:
         undelivered: Mail that was accepted and came too late: (id, kind).
         memo: What the starter noted.
         limits: What its guest may use, or None where its record cannot be read.
+        backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
     """
 
     id: str
@@ -109,6 +112,7 @@ class WorkflowDescription:
     undelivered: tuple[tuple[str, str], ...]
     memo: Mapping[str, Any]
     limits: Limits | None
+    backtrace: str
 
 
 @frozen
@@ -190,6 +194,7 @@ def _description(found: control.Description) -> WorkflowDescription:
         undelivered=tuple(record.undelivered) if record else (),
         memo=dict(record.pinned.memo) if record else {},
         limits=record.pinned.limits if record else None,
+        backtrace=record.failure.backtrace if record and record.failure else "",
     )
 
 
@@ -332,7 +337,11 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, traceback)
+        if error is None or isinstance(error, anyio.get_cancelled_exc_class()):
+            return await self._stack.__aexit__(kind, error, traceback)
+        # The task group would wrap what the body has raised, and the application could not catch it by its class.
+        await self._stack.__aexit__(None, None, None)
+        return None
 
     async def deploy(self, workflow: Workflow[Any, Any]) -> str:
         """Point the workflow's name at its module; runs that have started keep theirs. The module's sha256, in hex.
@@ -435,22 +444,26 @@ class Client:
         """
         control.validated_id(id)
         if isinstance(workflow, str):
-            name, output = workflow, TypeAdapter(result_type)
-            payload = Payload.of(TypeAdapter(Any).dump_json(given), JSON)
+            name, output = workflow, _ANY if result_type is Any else TypeAdapter(result_type)
+            payload = Payload.of(_ANY.dump_json(given), JSON)
             options = control.StartOptions()
         else:
-            name, output = workflow.name, TypeAdapter(workflow.output_type)
+            name, output = workflow.name, workflow.output
             payload = workflow.payload(given)
             options = control.StartOptions(resume=workflow.resume, limits=workflow.limits)
-            if await control.deployed(self.store, self.tenant, name) is None:
-                await self.deploy_absent(workflow)
         options = evolve(options, memo=memo or {}, attributes=search_attributes or {}, queue=queue)
         stored_session = None
         if session is not None:
             bound, sources, sinks = await bind(session)
             stored_session = Payload.of(bound.model_dump_json(by_alias=True).encode(), JSON)
             options = evolve(options, sources=sources, sinks=sinks)
-        run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
+        try:
+            run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
+        except WorkflowNotFoundError:
+            if isinstance(workflow, str):
+                raise
+            await self.deploy_absent(workflow)
+            run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
         return WorkflowHandle(self.store, self.tenant, id, run, name, output)
 
     @overload
@@ -462,6 +475,11 @@ class Client:
     async def execute_workflow(
         self, workflow: str, given: Any = None, *, id: str, session: Session | None = None, result_type: type[Out]
     ) -> Out: ...
+
+    @overload
+    async def execute_workflow(
+        self, workflow: str, given: Any = None, *, id: str, session: Session | None = None
+    ) -> Any: ...
 
     async def execute_workflow(
         self,
@@ -500,7 +518,7 @@ class Client:
         Raises:
             InvalidArgumentError: No instance can have that id.
         """
-        output: TypeAdapter[Any] = TypeAdapter(workflow.output_type if workflow else Any)
+        output: TypeAdapter[Any] = workflow.output if workflow else _ANY
         name = workflow.name if workflow else ""
         return WorkflowHandle(self.store, self.tenant, control.validated_id(id), run_id, name, output)
 

@@ -94,7 +94,11 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, traceback)
+        if error is None or isinstance(error, anyio.get_cancelled_exc_class()):
+            return await self._stack.__aexit__(kind, error, traceback)
+        # The task group would wrap what the body has raised, and the application could not catch it by its class.
+        await self._stack.__aexit__(None, None, None)
+        return None
 
     async def run(self) -> None:
         """Work until SIGINT or SIGTERM, then give everything up in order."""

@@ -28,6 +28,7 @@ class Workflow(Generic[In, Out]):
         resume: "replay", or "checkpoint" for a guest that keeps its progress in memory and skips what is done when it
             is entered anew (guests that use the SDK's steps say so themselves).
         limits: What its guests may use.
+        output: Validates a result.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Workflow(Generic[In, Out]):
         self.limits = limits or Limits()
         self._module = bytes(module) if isinstance(module, bytearray) else module
         self._input: TypeAdapter[In] = TypeAdapter(input_type)
-        self._output: TypeAdapter[Out] = TypeAdapter(output_type)
+        self.output: TypeAdapter[Out] = TypeAdapter(output_type)
 
     def __repr__(self) -> str:
         return f"Workflow({self.name!r})"
@@ -97,7 +98,7 @@ class Workflow(Generic[In, Out]):
         Raises:
             InvalidArgumentError: The guest gave something else than the workflow's output type.
         """
-        return cast("Out", read_result(self._output, payload, self.name))
+        return cast("Out", read_result(self.output, payload, self.name))
 
 
 def read_result(adapter: TypeAdapter[Any], payload: Payload, name: str) -> Any:

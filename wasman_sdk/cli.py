@@ -46,6 +46,7 @@ from wasman_sdk import (
     Worker,
     Workflow,
     WorkflowAlreadyExistsError,
+    WorkflowNotFoundError,
 )
 
 if TYPE_CHECKING:
@@ -217,8 +218,10 @@ def _validated(what: str, adapter: TypeAdapter[T], given: str) -> T:
     if given.startswith("@"):
         try:
             given = Path(given[1:]).read_text("utf-8")
-        except (OSError, UnicodeError) as error:
-            raise _Refused(f"the {what} cannot be read from {given[1:]}: {error}", _USAGE) from None
+        except OSError as error:
+            raise _Refused(f"the {what} cannot be read from {given[1:]}: {error.strerror}", _USAGE) from None
+        except UnicodeError:
+            raise _Refused(f"the {what} cannot be read from {given[1:]}: it is not UTF-8", _USAGE) from None
     try:
         return adapter.validate_json(given)
     except ValidationError as error:
@@ -335,7 +338,7 @@ def _run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:
 @_wasman.command()
 @click.argument("name", metavar="MODULE:ATTRIBUTE")
 @click.option("--id", "id_", required=True, help="The workflow id.")
-@click.option("--input", "given", default="null", metavar="JSON|@FILE", help="What it is started with. Default: null.")
+@click.option("--input", "given", metavar="JSON|@FILE", help="What it is started with. Default: null.")
 @click.option("--session", metavar="JSON|@FILE", help="How it is bound to the outside world.")
 @click.option("--session-type", metavar="MODULE:CLASS", help="The Session class that --session is read as.")
 @click.option(
@@ -344,14 +347,16 @@ def _run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:
     metavar="MODULE:ATTRIBUTE",
     help="The worker to run beside it, as for `wasman worker`. Default: `worker` of the same module, if it is there.",
 )
-@click.option("--attach", is_flag=True, help="Where the id is there already, wait for what it gives.")
+@click.option(
+    "--attach", is_flag=True, help="Where the id is there already, go on with it; --input is not needed then."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show guests' output on stderr.")
 @_store_option
 @_tenant_option
 def run(
     name: str,
     id_: str,
-    given: str,
+    given: str | None,
     session: str | None,
     session_type: str | None,
     worker_name: str | None,
@@ -373,7 +378,8 @@ def run(
     start = _Start(
         workflow=workflow,
         id=id_,
-        given=_validated("input", TypeAdapter(workflow.input_type), given),
+        given=None if given is None else _validated("input", TypeAdapter(workflow.input_type), given),
+        is_given=given is not None,
         session=None
         if session is None or session_type is None
         else _validated("session", TypeAdapter(_session_type(session_type)), session),
@@ -400,6 +406,7 @@ class _Start:
     workflow: Workflow[Any, Any]
     id: str
     given: Any
+    is_given: bool
     session: Session | None
     attach: bool
 
@@ -431,16 +438,15 @@ async def _run(start: _Start, client: Client, worker: Worker | None, tenant: str
 
 async def _started(start: _Start, client: Client) -> None:
     """Start the workflow, or find it; print what it gives."""
-    try:
-        handle = await client.start_workflow(start.workflow, start.given, id=start.id, session=start.session)
-    except WorkflowAlreadyExistsError as error:
-        if not start.attach:
-            raise _Refused(f"{error} (--attach waits for the one that is there)", _IMPOSSIBLE) from None
-        handle = client.get_handle(start.id, workflow=start.workflow)
-        there = await handle.describe()
-        if there.workflow != start.workflow.name:
-            message = f"{start.id!r} is an instance of workflow {there.workflow!r}, not of {start.workflow.name!r}"
-            raise _Refused(message, _USAGE) from None
+    handle = await _found(start, client) if start.attach else None
+    if handle is None:
+        given = start.given if start.is_given else _validated("input", TypeAdapter(start.workflow.input_type), "null")
+        try:
+            handle = await client.start_workflow(start.workflow, given, id=start.id, session=start.session)
+        except WorkflowAlreadyExistsError as error:
+            handle = await _found(start, client) if start.attach else None  # somebody else has started it just now
+            if handle is None:
+                raise _Refused(f"{error} (--attach goes on with the one that is there)", _IMPOSSIBLE) from None
     if sys.stderr.isatty():
         await _watched_by_people(client, handle)
     else:
@@ -448,6 +454,17 @@ async def _started(start: _Start, client: Client) -> None:
     result = await handle.result()
     output: TypeAdapter[Any] = TypeAdapter(start.workflow.output_type)
     click.echo(output.dump_json(result).decode())
+
+
+async def _found(start: _Start, client: Client) -> WorkflowHandle[Any] | None:
+    handle = client.get_handle(start.id, workflow=start.workflow)
+    try:
+        there = (await handle.describe()).workflow
+    except WorkflowNotFoundError:
+        return None
+    if there != start.workflow.name:
+        raise _Refused(f"{start.id!r} is an instance of workflow {there!r}, not of {start.workflow.name!r}", _USAGE)
+    return handle
 
 
 async def _watched_by_people(client: Client, handle: WorkflowHandle[Any]) -> None:
@@ -660,6 +677,7 @@ def _print_description(description: WorkflowDescription) -> None:
         "module": description.module,
         "status": description.status,
         "reason": description.reason,
+        "backtrace": description.backtrace,
         "worker": description.owner or "",
         "started": f"{_time(description.created)} UTC",
         "ended": f"{_time(description.closed)} UTC" if description.closed else "",

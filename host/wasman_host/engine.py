@@ -199,6 +199,8 @@ class Engine:
 
     async def _beat(self) -> bool:
         """Prolong the lease; False where the store did not answer."""
+        if 0.0 < self._lease_ends <= time.monotonic():
+            await self._come_back_anew()
         begun = time.monotonic()
         info = {"host": socket.gethostname(), "pid": os.getpid(), "queues": list(self._queues)}
         try:
@@ -212,8 +214,17 @@ class Engine:
         self._lease_ends = begun + self._ttl
         return True
 
+    async def _come_back_anew(self) -> None:
+        """The lease ran out, so what was live here was dropped: a prolonged lease would keep it from everybody."""
+        late = self.worker
+        self._lose()
+        try:
+            await self.store.leave(late)
+        except StoreUnavailableError:
+            logger.warning("worker %s cannot tell its store that it has ended; its lease there ends by itself", late)
+
     def _lose(self) -> None:
-        logger.warning("worker %s was given up by others; it drops what it holds and comes back anew", self.worker)
+        logger.warning("worker %s has lost its lease; it drops what it holds and comes back anew", self.worker)
         self._lease_ends = 0.0
         for instance in list(self._live.values()):
             instance.drop()

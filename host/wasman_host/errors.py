@@ -101,7 +101,8 @@ class Failure:
             "attempt": self.attempt,
             "backtrace": self.backtrace,
         }
-        return {name: value for name, value in fields.items() if value or name in {"type", "message"}}
+        kept = {"type", "message"} if self.details is None else {"type", "message", "details"}
+        return {name: value for name, value in fields.items() if value or name in kept}
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Failure:

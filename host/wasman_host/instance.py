@@ -144,6 +144,8 @@ class Instance:
             logger,
             {"tenant": self.key.tenant, "workflow": claim.stored.columns.workflow, "id": self.key.id, "run": self.run},
         )
+        self._nonce = secrets.token_hex(8)  # drawn once: with the version behind it, it is drawn for each commit
+        self._record_address = Address(self.key.tenant, self.key.id, self.run, "record")
         self._scope = anyio.CancelScope()
         self._committing = False
         self._ending: Terminating | None = None
@@ -311,7 +313,7 @@ class Instance:
         else:
             machine.remember(first, None, entries[1:])
             self._memory, self._token = b"", None
-            if self._image is not None:
+            if self._image is not None and module.initialisers(self._entry):
                 guest.restore(self._image.memory, self._image.globals)
                 self._memory = self._image.memory
         world.time = machine.time
@@ -848,13 +850,12 @@ class Instance:
         """
         owner = self._engine.worker if proposal.keeps_owner else None
         record = proposal.record
-        address = Address(self.key.tenant, self.key.id, self.run, "record")
         change = Change(
             key=self.key,
             expected=(self.run, self._version),
             run=self.run,
-            nonce=secrets.token_hex(8),
-            record=seal(address, encode_record(record)),
+            nonce=f"{self._nonce}-{self._version}",
+            record=seal(self._record_address, encode_record(record)),
             columns=columns_of(
                 record, owner=owner, wake=proposal.wake, takeovers=0 if proposal.settles else self._machine.takeovers
             ),

@@ -107,7 +107,7 @@ def chain_after(chain: str, sealed: Iterable[bytes]) -> str:
 
 
 def _placed(payload: Payload | None, name: str) -> Payload | None:
-    """The payload, which is kept as blob `name` if it is large. Not by its digest: a run may be given the same bytes twice."""
+    """The payload, kept as blob `name` if it is large: not by its digest, a run may be given the same bytes twice."""
     return payload if payload is None or payload.inline else evolve(payload, blob=name)
 
 
@@ -402,7 +402,9 @@ class Machine:
     def _logging(self, deliveries: Sequence[Delivery], now: int, **changes: Any) -> Proposal:
         """Log `deliveries` and change the record's fields."""
         deliveries = [
-            evolve(delivery, payload=_placed(delivery.payload, f"payload-{self.record.entries}-{place}"))
+            delivery
+            if delivery.payload is None or delivery.payload.inline
+            else evolve(delivery, payload=_placed(delivery.payload, f"payload-{self.record.entries}-{place}"))
             for place, delivery in enumerate(deliveries)
         ]
         entry = Entry(

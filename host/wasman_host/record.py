@@ -111,7 +111,24 @@ class Pinned:
     @functools.cached_property
     def encoded(self) -> bytes:
         """The stored form, as JSON."""
-        return to_json(asdict(self))
+        limits, parent = self.limits, self.parent
+        return to_json(
+            {
+                "workflow": self.workflow,
+                "module": self.module,
+                "entry": self.entry,
+                "resume": self.resume,
+                "limits": {"memory": limits.memory, "turn_seconds": limits.turn_seconds, "payload": limits.payload},
+                "sources": {name: asdict(spec) for name, spec in self.sources.items()},
+                "sinks": {name: asdict(spec) for name, spec in self.sinks.items()},
+                "memo": self.memo,
+                "attributes": self.attributes,
+                "parent": parent and {"id": parent.id, "run": parent.run, "operation": parent.operation},
+                "queue": self.queue,
+                "expires": self.expires,
+                "engine": self.engine,
+            }
+        )
 
 
 @frozen
@@ -280,6 +297,6 @@ def decode_record(data: bytes, place: str) -> Record:
             sinks = fields["publishing"]["sinks"]
             fields["publishing"] = Publishing({name: (given[0], given[1], given[2]) for name, given in sinks.items()})
         return Record(**fields)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{place} cannot be read ({error!r}); restore it from a backup, then unblock"
         raise CorruptSnapshotError(message) from error

@@ -10,7 +10,7 @@ instance, run, kind, position), so a row that was moved to another place is as d
 second checksum covers the few bits of a deflated body that carry no data.
 
 Reading is strict: exactly one member, exactly this header, checksum, length and digest right, nothing behind it.
-Source: RFC 1952.
+Source: RFC 1951 and 1952.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _HEADER = _START + struct.pack("<H2sHBB", 4 + _FIELD, b"WM", _FIELD, _VERSION, 0
 _DIGEST_AT = len(_HEADER)
 _CHECK_AT = _DIGEST_AT + 32
 _DATA_AT = _CHECK_AT + 4
-_LEVEL = 1  # level 0 saves 2 us on a log entry and costs a third more bytes
+_LEVEL = 1
+_STORED = 1024  # bytes up to which a stored block is used: deflating a log entry takes 9 us and saves 200 bytes
 
 
 @frozen
@@ -65,8 +66,12 @@ def _digest(address: Address, data: bytes) -> bytes:
 
 def seal(address: Address, data: bytes) -> bytes:
     """`data` as it is stored at `address`."""
-    body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
-    trailer = struct.pack("<II", isal_zlib.crc32(data), len(data) & 0xFFFFFFFF)
+    length = len(data)
+    if length <= _STORED:
+        body = b"".join((b"\x01", struct.pack("<HH", length, length ^ 0xFFFF), data))  # one final block, RFC 1951 3.2.4
+    else:
+        body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
+    trailer = struct.pack("<II", isal_zlib.crc32(data), length & 0xFFFFFFFF)
     return b"".join((_HEADER, _digest(address, data), struct.pack("<I", isal_zlib.crc32(body)), body, trailer))
 
 

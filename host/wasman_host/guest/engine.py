@@ -70,18 +70,25 @@ def snapshot_engine() -> Engine:
 
 
 class _Ticker:
-    """Raises the engine's epoch every `TICK` seconds while guests are entered, and sleeps while none is."""
+    """Raises the engine's epoch every `TICK` seconds while guests run, and sleeps while none does."""
 
     def __init__(self) -> None:
         self._awake = threading.Event()
         self._entered = False
+        self._threads: list[list[bool]] = []
+        self._local = threading.local()
         threading.Thread(target=self._run, name="wasman epoch ticker", daemon=True).start()
 
-    def entering(self) -> None:
-        """A guest is about to be entered."""
-        self._entered = True
+    def enter(self) -> list[bool]:
+        """A guest of this thread is about to run: until it has left, the first item of what this gives must be True."""
+        inside: list[bool] | None = getattr(self._local, "inside", None)
+        if inside is None:
+            inside = self._local.inside = [False]
+            self._threads.append(inside)
+        inside[0] = self._entered = True
         if not self._awake.is_set():
             self._awake.set()
+        return inside
 
     def _run(self) -> None:
         clock = engine()
@@ -90,13 +97,13 @@ class _Ticker:
             self._entered = False
             time.sleep(TICK)
             clock.increment_epoch()
-            if not self._entered:
+            if not self._running():
                 self._awake.clear()
-                self._wake_if_entered()  # an entry between the two lines above is seen now
+                if self._running():  # it was entered between the two lines above
+                    self._awake.set()
 
-    def _wake_if_entered(self) -> None:
-        if self._entered:
-            self._awake.set()
+    def _running(self) -> bool:
+        return self._entered or any(inside[0] for inside in self._threads)
 
 
 @functools.cache

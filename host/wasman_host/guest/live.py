@@ -167,9 +167,15 @@ class Guest:
         """Run the guest until it waits, yields or ends. Raises what a host function raised."""
         assert self._future is not None, "the guest was entered"
         current.guest = self
-        ticker().entering()
-        begin = time.thread_time() if self._yielded else 0.0
+        inside = ticker().enter()
+        if self._yielded:
+            begin = time.thread_time()
+        else:
+            # Ticks that passed while the guest was parked are not its own: without this it would yield at once.
+            begin = 0.0
+            capi.set_epoch_deadline(self._context, 2)
         done = capi.poll(self._future)
+        inside[0] = False
         if self._yielded:
             self._spent += time.thread_time() - begin
         if done:

@@ -49,7 +49,8 @@ def check_change(change: Change) -> None:
     Raises:
         InvalidArgumentError: It contradicts itself; the message says how.
     """
-    _check_key(change.key)
+    if change.expected is None:  # every other key is that of an instance, or of none
+        _check_key(change.key)
     problem = _contradiction(change)
     if problem is not None:
         raise InvalidArgumentError(f"change of {change.key}: {problem}")

@@ -1,0 +1,262 @@
+"""Clients and workers, in one process and in several."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel
+
+from tests import wat
+from wasman_sdk import (
+    Client,
+    FileSink,
+    FileSource,
+    InvalidArgumentError,
+    Session,
+    Sink,
+    Source,
+    Worker,
+    Workflow,
+    WorkflowNotFoundError,
+    WorkflowTerminatedError,
+    activity,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+class Options(BaseModel):
+    names: list[str]
+
+
+class Report(BaseModel):
+    names: list[str]
+
+
+TYPED: Workflow[Options, list[Report]] = Workflow(
+    "typed", Options, list[Report], module=wat.script(wat.call("wasman.input"))
+)
+WAITS: Workflow[None, Any] = Workflow("waits", type(None), Any, module=wat.script(wat.call("missing")))
+
+
+@pytest.fixture
+async def client(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Client]:
+    del anyio_backend
+    async with Client.connect(f"sqlite:///{tmp_path / 'store.db'}") as client:
+        yield client
+
+
+async def test_typed_and_untyped_starts(client: Client) -> None:
+    async with Worker(client, workflows=[TYPED]):
+        options = Options(names=["a"])
+        assert await client.execute_workflow(TYPED, options, id="typed") == [Report(names=["a"])]
+        assert await client.execute_workflow("typed", {"names": ["b"]}, id="untyped") == [{"names": ["b"]}]
+        handle = await client.start_workflow("typed", {"names": []}, id="half", result_type=list[Report])
+        assert await handle.result() == [Report(names=[])]
+        assert await client.get_handle("typed", workflow=TYPED).result() == [Report(names=["a"])]
+        assert await client.get_handle("typed").result() == [{"names": ["a"]}]
+    with pytest.raises(WorkflowNotFoundError, match="no workflow is deployed under the name 'none'; deploy its module"):
+        await client.start_workflow("none", id="w")
+
+
+async def test_what_the_body_raises_passes_as_it_is(tmp_path: Path) -> None:
+    class OwnError(Exception):
+        pass
+
+    with pytest.raises(OwnError):
+        async with Client.connect(f"sqlite:///{tmp_path / 'store.db'}") as client, Worker(client):
+            raise OwnError
+    with anyio.move_on_after(0.05) as scope:
+        async with Client.connect("memory://") as client, Worker(client):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_a_handle_of_another_run_or_of_nothing(client: Client) -> None:
+    handle = await client.start_workflow(WAITS, None, id="w")
+    assert (await client.get_handle("w", run_id=handle.run_id).describe()).run_id == handle.run_id
+    with pytest.raises(WorkflowNotFoundError, match="there is no run other of w in this store"):
+        await client.get_handle("w", run_id="other").describe()
+    for ask in (client.get_handle("x").describe, client.get_handle("x").terminate, client.get_handle("x").unblock):
+        with pytest.raises(WorkflowNotFoundError, match="there is no instance 'x' in this store"):
+            await ask()
+    with pytest.raises(InvalidArgumentError, match="w is running, not blocked"):
+        await handle.unblock()
+
+
+async def test_terminate_is_what_result_raises(client: Client) -> None:
+    handle = await client.start_workflow(WAITS, None, id="w")
+    await handle.terminate("no longer wanted")
+    async with Worker(client):
+        with pytest.raises(WorkflowTerminatedError) as raised:
+            await handle.result()
+    assert str(raised.value) == f"run {handle.run_id} of 'w' was terminated: terminated: no longer wanted"
+    assert (await handle.describe()).closed is not None
+
+
+async def test_a_waiting_run_says_for_what(client: Client) -> None:
+    handle = await client.start_workflow(WAITS, None, id="w", memo={"why": "test"})
+    async with Worker(client):
+        with anyio.fail_after(10):
+            while (found := await handle.describe()).status != "waiting":
+                await anyio.sleep(0.01)
+    assert found.reason == "activity 'missing' is registered with no worker that has seen it; start one that has it"
+    [pending] = found.pending
+    assert (pending.name, pending.attempts, found.memo, found.owner) == ("missing", 0, {"why": "test"}, None)
+    assert pending.next_attempt is not None
+
+
+async def test_listing(client: Client) -> None:
+    for n in range(3):
+        await client.start_workflow(WAITS, None, id=f"w{n}", search_attributes={"parity": str(n % 2)})
+    await client.start_workflow(TYPED, Options(names=[]), id="t")
+
+    async def ids(**where: Any) -> list[str]:
+        return [found.id async for found in client.list(**where)]
+
+    assert await ids() == ["t", "w2", "w1", "w0"]
+    assert await ids(workflow="waits") == ["w2", "w1", "w0"]
+    assert await ids(search_attributes={"parity": "0"}) == ["w2", "w0"]
+    assert await ids(id_prefix="t") == ["t"]
+    assert await ids(status="completed") == []
+    assert len(await ids(status=frozenset({"running", "completed"}))) == 4
+    with pytest.raises(InvalidArgumentError, match="'finished' is not a valid Status; there are running, waiting"):
+        await ids(status="finished")
+
+
+async def test_a_name_moves_only_by_deploy(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = (Workflow("flow", Any, Any, module=wat.script(wat.value(f"(i32.const {n})"))) for n in (1, 2))
+    async with Worker(client, workflows=[old]):
+        assert await client.execute_workflow("flow", id="first") == [1]
+    async with Worker(client, workflows=[new]):
+        assert "workflow 'flow' is deployed with another module" in caplog.text
+        assert await client.execute_workflow("flow", id="second") == [1]
+        await client.deploy(new)
+        assert await client.execute_workflow("flow", id="third") == [2]
+    async with Worker(client, workflows=[old]):
+        assert await client.execute_workflow("flow", id="fourth") == [2]
+
+
+async def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    async with Client.connect(url) as one, Client.connect(url, tenant="other") as other:
+        await one.start_workflow(WAITS, None, id="w")
+        await other.start_workflow(WAITS, None, id="w")
+        assert [found.id async for found in other.list()] == ["w"]
+        assert (await one.get_handle("w").describe()).run_id != (await other.get_handle("w").describe()).run_id
+
+
+class Streams(Session):
+    source: Source
+    target: Sink
+
+
+async def test_a_session_comes_back_as_what_it_was(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_bytes(b"abc")
+
+    @activity
+    def where(session: Streams) -> list[str]:
+        assert isinstance(session.source, FileSource)
+        assert isinstance(session.target, FileSink)
+        return [str(session.source.path), str(session.target.path)]
+
+    copies: Workflow[None, Any] = Workflow("copies", type(None), Any, module=wat.script(wat.copy(), wat.call("where")))
+    session = Streams(source=FileSource(path=Path("in")), target=FileSink(path=Path("out")))
+    handle = await client.start_workflow(copies, None, id="w", session=session)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    async with Worker(client, activities=[where]):
+        assert await handle.result() == [3, [str(tmp_path / "in"), str(tmp_path / "out")]]
+    assert (tmp_path / "out").read_bytes() == b"abc"
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+import anyio
+from wasman_sdk import RetryPolicy, Worker, activity
+from datetime import timedelta
+
+@activity(retry=RetryPolicy(initial_interval=timedelta(0), maximum_attempts=3))
+def note(number: int) -> int:
+    info = activity.info()
+    with Path(sys.argv[2]).open("a") as ledger:
+        ledger.write(f"{info.idempotency_key} {info.attempt} {os.getpid()}\\n")
+    if sys.argv[3] == "dies":
+        os._exit(9)
+    return number
+
+async def main() -> None:
+    worker = Worker(sys.argv[1], activities=[note])
+    print("starts", flush=True)
+    await worker.run()
+
+anyio.run(main, backend=sys.argv[4])
+"""
+
+
+def _worker(url: str, ledger: Path, how: str, backend: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, url, str(ledger), how, backend]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.once
+async def test_a_client_here_and_workers_elsewhere(client: Client, tmp_path: Path, anyio_backend_name: str) -> None:
+    url, ledger = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "ledger"
+    workflow: Workflow[None, Any] = Workflow("flow", type(None), Any, module=wat.script(wat.call("note", b"5")))
+    handles = [await client.start_workflow(workflow, None, id=f"w{n}") for n in range(20)]
+    workers = [_worker(url, ledger, "lives", anyio_backend_name) for _ in range(2)]
+    try:
+        with anyio.fail_after(20):
+            assert [await handle.result() for handle in handles] == [[5]] * 20
+            while len(list((tmp_path / "store.db-workers").iterdir())) < len(workers):
+                await anyio.sleep(0.01)  # one of them may not have come yet
+    finally:
+        for worker in workers:
+            worker.terminate()  # SIGTERM: it leaves in order
+        codes = [await anyio.to_thread.run_sync(worker.wait) for worker in workers]
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.close()
+    assert codes == [0, 0]
+    rows = [line.split() for line in ledger.read_text().splitlines()]
+    assert sorted(row[0] for row in rows) == sorted(f"{handle.run_id}/0" for handle in handles)
+    assert not list((tmp_path / "store.db-workers").iterdir())
+
+
+@pytest.mark.once
+async def test_an_activity_that_kills_its_worker_runs_out_of_attempts(
+    client: Client, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    url, ledger = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "ledger"
+    module = wat.script(wat.call("note", b"5"), wat.call("wasman.error"))
+    workflow: Workflow[None, Any] = Workflow("flow", type(None), Any, module=module)
+    handle = await client.start_workflow(workflow, None, id="w")
+    for _ in range(3):
+        worker = _worker(url, ledger, "dies", anyio_backend_name)
+        assert await anyio.to_thread.run_sync(worker.wait) == 9
+        assert worker.stdout is not None
+        worker.stdout.close()
+    worker = _worker(url, ledger, "dies", anyio_backend_name)
+    began = time.monotonic()
+    with anyio.fail_after(20):
+        code, error = await handle.result()
+    assert time.monotonic() - began < 8, "death is seen at once, not when the lease ends"
+    worker.terminate()
+    await anyio.to_thread.run_sync(worker.wait)
+    assert worker.stdout is not None
+    worker.stdout.close()
+    assert (code, error["type"], error["attempt"]) == (-1, "WorkerDied", 3)
+    rows = [line.split() for line in ledger.read_text().splitlines()]
+    assert [(key, attempt) for key, attempt, _ in rows] == [(f"{handle.run_id}/0", str(n)) for n in (1, 2, 3)]
+    assert len({pid for *_, pid in rows}) == 3
+    assert os.getpid() not in {int(pid) for *_, pid in rows}

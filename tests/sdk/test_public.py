@@ -1,0 +1,42 @@
+"""What an application may import, and from where."""
+
+import inspect
+
+import wasman_sdk
+from wasman_host import errors as host_errors
+from wasman_sdk import errors
+
+EXPECTED = {
+    "ActivityInfo", "Client", "FileSink", "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy",
+    "Session", "Sink", "Source", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle", "activity", "errors",
+    "module_digest",
+}  # fmt: skip
+
+
+def test_all_is_exact_and_sorted() -> None:
+    assert wasman_sdk.__all__ == sorted({*EXPECTED, *errors.__all__})
+    public = {name for name in vars(wasman_sdk) if not name.startswith("_")}
+    assert public - set(wasman_sdk.__all__) <= {"cli"}  # a module that only the command imports
+
+
+def test_every_error_is_public_and_in_the_tree_that_its_docstring_draws() -> None:
+    raised = {
+        name for name, value in vars(host_errors).items() if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    assert raised <= set(errors.__all__) == set(host_errors.__all__)
+    tree = host_errors.__doc__
+    assert tree is not None
+    lines = [line.strip(" │├└─") for line in tree.splitlines()]
+    drawn = [line.split()[0] for line in lines if line.partition(" ")[0].endswith("Error")]
+    assert sorted(drawn) == sorted(raised)
+    for name in raised:
+        kind = getattr(errors, name)
+        assert name == "WasmanError" or issubclass(kind, errors.WasmanError)
+
+
+def test_what_is_public_is_named_as_it_is_imported() -> None:
+    for name in wasman_sdk.__all__:
+        value = getattr(wasman_sdk, name)
+        if inspect.isclass(value):
+            assert value.__module__ == "wasman_sdk", name
+            assert value.__doc__, name
