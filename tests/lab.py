@@ -335,11 +335,12 @@ class SqliteLab(Lab):
         def write(data: bytes | None) -> None:
             """Replace the value; None takes the whole row away, and what comes later brings it back."""
             if data is None:
-                execute(f"delete from {table} where rowid = ?", row[0])  # noqa: S608
-            elif not execute(f"update {table} set {column} = ? where rowid = ? returning 1", data, row[0]):  # noqa: S608
+                execute(f"delete from {table} where rowid = ? and {where}", row[0])  # noqa: S608
+            elif not execute(f"update {table} set {column} = ? where rowid = ? and {where} returning 1", data, row[0]):  # noqa: S608
+                # Not under its old number, which may be another row's by now.
                 values = [data if name == column else value for name, value in zip(columns, row[1:], strict=True)]
-                places = ", ".join("?" for _ in columns)
-                execute(f"insert into {table} values ({places})", *values)  # noqa: S608
+                values = [None if name == "number" else value for name, value in zip(columns, values, strict=True)]
+                execute(f"insert into {table} values ({', '.join('?' for _ in columns)})", *values)  # noqa: S608
 
         return Cell(read, write)
 

@@ -91,7 +91,7 @@ def _noticed(copy: Path, name: str) -> tuple[str, str]:
     failed = re.search(rf"^FAILED \S+::(test_{name.lower()}\w*)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:
         return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", ""
-    error = re.search(r"^E +(.*)", done.stdout, re.MULTILINE)
+    error = re.search(r"^(?:E|[ |]*\|) +(.*(?:Error|assert|Cancelled)\b.*)", done.stdout, re.MULTILINE)
     return "", f"caught by {failed[1]}: {error[1][:100] if error else ''}"
 
 

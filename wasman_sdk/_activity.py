@@ -18,6 +18,7 @@ from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.errors import ApplicationError, InvalidArgumentError
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._session import Session
+from wasman_sdk._validation import first_problem
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -276,7 +277,7 @@ def _session(call: ActivityCall, kind: type[Session]) -> Session:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        message = f"the session of {call.key} is no {kind.__name__}: {_first(error)}"
+        message = f"the session of {call.key} is no {kind.__name__}: {first_problem(error)}"
         raise ApplicationError(message, type="InvalidSession", non_retryable=True) from error
 
 
@@ -289,7 +290,7 @@ def _reader(registered: _Registered) -> Callable[[bytes], Any]:
         try:
             return adapter.validate_json(data)
         except ValidationError as error:
-            message = f"what the guest sent to activity {registered.name!r} does not fit: {_first(error)}"
+            message = f"what the guest sent to activity {registered.name!r} does not fit: {first_problem(error)}"
             raise ApplicationError(message, type="InvalidRequest", non_retryable=True) from error
 
     return read
@@ -311,16 +312,8 @@ def _writer(registered: _Registered) -> Callable[[Any], bytes]:
         try:
             return adapter.dump_json(adapter.validate_python(value), by_alias=True)
         except (ValidationError, ValueError) as error:
-            detail = _first(error) if isinstance(error, ValidationError) else str(error)
+            detail = first_problem(error) if isinstance(error, ValidationError) else str(error)
             message = f"what activity {registered.name!r} returned does not fit its annotation: {detail}"
             raise ApplicationError(message, type="InvalidResult", non_retryable=True) from error
 
     return write
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, with the field's name."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the value itself"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}"

@@ -257,7 +257,8 @@ class WorkflowHandle(Generic[Out]):
         kind = _ENDS.get(record.status, RunEndedError)
         words = record.status.value.replace("_", " ")
         message = f"run {record.run} of {self.id!r} {'was ' if kind is WorkflowTerminatedError else ''}{words}"
-        raise kind(f"{message}: {record.failure}", record.failure)
+        why = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
+        raise kind(f"{message}: {why}", record.failure)
 
     async def describe(self) -> WorkflowDescription:
         """How it stands. Raises `WorkflowNotFoundError`."""
@@ -300,12 +301,14 @@ class Client:
     Attributes:
         store: The open store.
         tenant: Whose instances it sees.
+        is_open: Whether it is between entering and leaving.
     """
 
     def __init__(self, store: Store, tenant: str) -> None:
         """Use `connect`."""
         self.store = store
         self.tenant = tenant
+        self.is_open = False
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
@@ -327,6 +330,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         await self.store.open()
+        self.is_open = True
         self._stack = contextlib.AsyncExitStack()
         self._stack.push_async_callback(self.store.close)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -337,6 +341,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self.is_open = False
         if error is None or isinstance(error, anyio.get_cancelled_exc_class()):
             return await self._stack.__aexit__(kind, error, traceback)
         # The task group would wrap what the body has raised, and the application could not catch it by its class.

@@ -46,7 +46,8 @@ class Worker:
         """Nothing is opened yet.
 
         Args:
-            client: The client of its store, or the store's URL.
+            client: The client of its store, or the store's URL; a client that is not open yet is opened and closed
+                here.
             workflows: Deployed where their names point at nothing yet.
             activities: Functions decorated with `@activity`.
             resources: Objects injected into activities by their type.
@@ -59,7 +60,6 @@ class Worker:
             InvalidArgumentError: An activity cannot be called.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
-        self._owns_client = isinstance(client, str)
         self.workflows = tuple(workflows)
         self._queues = tuple(queues)
         self._max_instances = max_instances
@@ -72,7 +72,7 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            if self._owns_client:
+            if not self.client.is_open:
                 await stack.enter_async_context(self.client)
             for workflow in self.workflows:
                 await self.client.deploy_absent(workflow)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from wasman_host.errors import InvalidArgumentError
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
+from wasman_sdk._validation import first_problem
 
 __all__ = ["Workflow"]
 
@@ -89,7 +90,7 @@ class Workflow(Generic[In, Out]):
         try:
             return Payload.of(self._input.dump_json(self._input.validate_python(given), by_alias=True))
         except ValidationError as error:
-            message = f"the input of workflow {self.name!r} does not fit: {error}"
+            message = f"the input of workflow {self.name!r} does not fit: {first_problem(error)}"
             raise InvalidArgumentError(message) from error
 
     def result(self, payload: Payload) -> Out:
@@ -106,5 +107,5 @@ def read_result(adapter: TypeAdapter[Any], payload: Payload, name: str) -> Any:
     try:
         return adapter.validate_json(payload.content)
     except ValidationError as error:
-        message = f"the result of workflow {name!r} is not of its output type: {error}"
+        message = f"the result of workflow {name!r} is not of its output type: {first_problem(error)}"
         raise InvalidArgumentError(message) from error

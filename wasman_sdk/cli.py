@@ -313,19 +313,7 @@ def worker(name: str, store: str | None, *, quiet: bool) -> None:
     """
     _log(logging.WARNING if quiet else logging.INFO)
     found = _worker(name, store)
-    _run_to_its_end(found.run if _opens_itself(found) else _beside_its_client(found))
-
-
-def _opens_itself(found: Worker) -> bool:
-    return found._owns_client  # noqa: SLF001  the same package: who opens the client is not an application's business
-
-
-def _beside_its_client(found: Worker) -> Callable[[], Awaitable[None]]:
-    async def run_both() -> None:
-        async with found.client:
-            await found.run()
-
-    return run_both
+    _run_to_its_end(found.run)
 
 
 def _run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:
@@ -424,10 +412,8 @@ async def _run(start: _Start, client: Client, worker: Worker | None, tenant: str
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(leave_on_signals)
         async with contextlib.AsyncExitStack() as stack:
-            if worker is None or not _opens_itself(worker):
-                await stack.enter_async_context(client)
-            if worker is not None:
-                await stack.enter_async_context(worker)
+            # A worker opens the client that it shares with the command.
+            await stack.enter_async_context(client if worker is None else worker)
             with waiting:
                 await _started(start, client if client.tenant == tenant else Client(client.store, tenant))
         tasks.cancel_scope.cancel()

@@ -26,7 +26,7 @@ from wasman_host.errors import (
 )
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.module import check, digest, entry_of
-from wasman_host.instance import columns_of, mail_address, open_record
+from wasman_host.instance import columns_of, integers_fit, mail_address, open_record
 from wasman_host.machine import chain_after, create
 from wasman_host.oplog import EMPTY_CHAIN, decode_entry
 from wasman_host.record import Limits, Pinned, Record, StreamSpec, encode_record
@@ -284,9 +284,9 @@ def _check_integers(id_: str, workflow: str, name: Deployment, given: Payload) -
         return
     value = given.value()
     numbers = value if isinstance(value, list) else [value]
-    if len(numbers) != len(name.params) or not all(type(number) is int for number in numbers):
+    if not integers_fit(numbers, name.params):
         message = (
-            f"the entry of workflow {workflow!r} takes {len(name.params)} integers; "
+            f"the entry of workflow {workflow!r} takes {len(name.params)} integers ({', '.join(name.params)}); "
             f"the input of {id_!r} is {given.content[:80].decode(errors='replace')}"
         )
         raise InvalidArgumentError(message)

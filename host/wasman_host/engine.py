@@ -267,7 +267,8 @@ class Engine:
             try:
                 await instance.live()
             except Exception:
-                # A defect of wasman: it must not touch the neighbours, and whoever claims the instance next tries again.
+                # A defect of wasman: it must not touch the neighbours, and whoever claims the instance next tries
+                # again.
                 logger.exception("run %s of %s was dropped by an internal error", instance.run, instance.key)
             finally:
                 if instance.owns:

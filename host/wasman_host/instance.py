@@ -30,8 +30,10 @@ from wasman_host.errors import (
     InputMismatchError,
     ModuleError,
     StoreUnavailableError,
+    UnsupportedStateError,
 )
 from wasman_host.guest import abi_v0
+from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from wasman_host.store.protocol import Claim, Key, Message, Stored
     from wasman_host.streams import Sink, Source
 
-__all__ = ["Instance", "columns_of", "mail_address", "open_record"]
+__all__ = ["Instance", "columns_of", "integers_fit", "mail_address", "open_record"]
 
 logger = logging.getLogger("wasman.instance")
 
@@ -104,6 +106,14 @@ def columns_of(record: Record, *, owner: str | None, wake: int | None, takeovers
 def mail_address(key: Key, kind: str, message: str) -> Address:
     """Where the body of a message belongs."""
     return Address(key.tenant, key.id, "", "mail", f"{kind}/{message}")
+
+
+def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
+    """Whether `given` are integers that fit an entry's parameters of types "i32" and "i64", signed or not."""
+    return len(given) == len(wanted) and all(
+        type(number) is int and -(1 << int(kind[1:]) - 1) <= number < 1 << int(kind[1:])
+        for number, kind in zip(given, wanted, strict=True)
+    )
 
 
 class _MailFirst(Exception):  # noqa: N818  not an error: mail came before the run could close
@@ -285,6 +295,12 @@ class Instance:
         """Take up the run where its log and its newest snapshot say it stands."""
         machine, record = self._machine, self._machine.record
         pinned = record.pinned
+        if pinned.engine != SETTINGS:
+            message = (
+                f"run {self.run} of {self.key} was started under compile settings {pinned.engine!r} and this wasman "
+                f"has {SETTINGS!r}, under which the guest may do otherwise; run it with the wasman that started it"
+            )
+            raise UnsupportedStateError(message)
         self._module = module = await self._engine.module(pinned.module)
         self._entry = self._engine.entry(module, pinned.entry)
         image = None
@@ -407,7 +423,7 @@ class Instance:
                 elif isinstance(outcome, Yielded):
                     if outcome.seconds > pinned.limits.turn_seconds:
                         message = (
-                            f"the guest of {self.key} has computed for {outcome.seconds:.1f} s without a host call and "
+                            f"the guest of {self.key} has computed for {outcome.seconds:.2f} s without a host call and "
                             f"may for {pinned.limits.turn_seconds:g} s; mend the guest or raise the limit, then unblock"
                         )
                         raise GuestTimeoutError(message)
@@ -433,10 +449,10 @@ class Instance:
         assert self._machine.input is not None, "every run has an input"
         value = self._machine.input.value()
         given = value if isinstance(value, list) else [value]
-        if len(given) != len(wanted) or not all(type(number) is int for number in given):
+        if not integers_fit(given, wanted):
             message = (
-                f"the entry {self._entry!r} of {self.key} takes {len(wanted)} integers and the input is "
-                f"{self._machine.input.content[:80]!r}; terminate it and start it with an input that fits"
+                f"the entry {self._entry!r} of {self.key} takes {len(wanted)} integers ({', '.join(wanted)}) and the "
+                f"input is {self._machine.input.content[:80]!r}; terminate it and start it with an input that fits"
             )
             raise InputMismatchError(message)
         return given
@@ -454,13 +470,11 @@ class Instance:
         if isinstance(outcome, Ended):
             return Failure("GuestExit", f"the guest exited with code {outcome.code}")
         if outcome.limit:
-            limit = "the end of its stack"
+            limit, advice = "the end of its stack", "its calls nest too deep: terminate it and mend the guest"
             if outcome.limit == "memory":
                 limit = f"its memory limit of {self._machine.record.pinned.limits.memory:,} bytes"
-            message = (
-                f"the guest of {self.key} ran into {limit} ({outcome.message}); mend the guest or raise the limit, "
-                f"then unblock\n{outcome.backtrace}"
-            )
+                advice = "mend the guest or raise the limit, then unblock"
+            message = f"the guest of {self.key} ran into {limit} ({outcome.message}); {advice}\n{outcome.backtrace}"
             raise GuestLimitError(message)
         return Failure("GuestTrap", outcome.message, backtrace=outcome.backtrace)
 
@@ -601,7 +615,9 @@ class Instance:
                 failure, non_retryable = Failure("TooLarge", message, None, call.name, attempt), True
             except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
                 failure, non_retryable = failure_of(error, call.name, attempt)
-                self._log.warning("attempt %d of activity %r failed: %s", attempt, call.name, failure)
+                self._log.warning(
+                    "attempt %d of activity %r failed: %s: %s", attempt, call.name, failure.type, failure.message
+                )
             if not retry.retries(failure, attempt, non_retryable=non_retryable):
                 return Delivery("failed", number, failure=failure)
             retry_at = self._store.now() + int(retry.delay(attempt) * 1e9)

@@ -202,7 +202,7 @@ async def test_integers_go_in_and_come_out(lab: MemoryLab) -> None:
     one = wat.module(f'{MEMORY} (func (export "run") (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2)))')
     await lab.start(one, 21, id="one")
     assert await lab.complete(id="one") == 42
-    with pytest.raises(InvalidArgumentError, match=r"takes 1 integers; the input of 'two' is \[1, 2\]"):
+    with pytest.raises(InvalidArgumentError, match=r"takes 1 integers \(i32\); the input of 'two' is \[1, 2\]"):
         await lab.start(one, [1, 2], id="two")
     with pytest.raises(InvalidArgumentError, match="the input of 'two' is true"):
         await lab.start(one, given=True, id="two")

@@ -246,7 +246,7 @@ def test_terminated_run(wasman: Shell) -> None:
     assert output == "one is to be terminated, by the worker that has it or the next one that runs\n"
     output, errors = child.communicate(timeout=30)
     assert (child.returncode, output) == (1, "")
-    assert re.fullmatch(r"wasman: run [0-9a-f]{32} of 'one' was terminated: terminated: not needed any more\n", errors)
+    assert re.fullmatch(r"wasman: run [0-9a-f]{32} of 'one' was terminated: not needed any more\n", errors)
     assert wasman.refused(4, "terminate", "one", "--reason", "again") == (
         "one has ended already (terminated), so it cannot be terminated"
     )

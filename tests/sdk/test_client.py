@@ -96,7 +96,7 @@ async def test_terminate_is_what_result_raises(client: Client) -> None:
     async with Worker(client):
         with pytest.raises(WorkflowTerminatedError) as raised:
             await handle.result()
-    assert str(raised.value) == f"run {handle.run_id} of 'w' was terminated: terminated: no longer wanted"
+    assert str(raised.value) == f"run {handle.run_id} of 'w' was terminated: no longer wanted"
     assert (await handle.describe()).closed is not None
 
 
