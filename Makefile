@@ -74,8 +74,9 @@ check: env
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python tools/check_text.py
 	@if command -v go >/dev/null; then \
-		echo "go vet and go test of guest_sdk"; \
-		cd guest_sdk && go vet ./... && go test ./...; \
+		echo "go vet and go test of guest_sdk and of the sample's guest"; \
+		(cd guest_sdk && go vet ./... && go test ./...) && \
+		(cd samples/process_csv/guest && go vet ./... && go test ./...); \
 	else \
 		echo "Go is not on this machine: guest_sdk was not checked."; \
 	fi
@@ -84,6 +85,7 @@ mutants: env
 	$(VENV)/bin/python tools/run_mutants.py
 
 bench: env
+	$(VENV)/bin/python tools/fetch_flights.py
 	$(VENV)/bin/python -m benchmarks
 
 format: env

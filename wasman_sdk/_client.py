@@ -359,7 +359,9 @@ class Client:
         if data is None:
             message = f"workflow {workflow.name!r} has no module to deploy; give it one by module="
             raise InvalidArgumentError(message)
-        return (await control.deploy(self.store, self.tenant, workflow.name, data, workflow.entry)).module
+        return (
+            await control.deploy(self.store, self.tenant, workflow.name, data, workflow.entry, resume=workflow.resume)
+        ).module
 
     async def deploy_absent(self, workflow: Workflow[Any, Any]) -> None:
         """Deploy the workflow's module where its name points at nothing yet; another module under the name stays."""
@@ -368,7 +370,9 @@ class Client:
         if data is None:
             return
         if present is None:
-            present = await control.deploy(self.store, self.tenant, workflow.name, data, workflow.entry, move=False)
+            present = await control.deploy(
+                self.store, self.tenant, workflow.name, data, workflow.entry, resume=workflow.resume, move=False
+            )
         if present.module != control.digest(data):
             logger.warning(
                 "workflow %r is deployed with another module (%s) than the one at hand; new runs use that one until "

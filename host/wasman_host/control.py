@@ -69,11 +69,13 @@ class Deployment:
         module: sha256 of the module, in hex.
         entry: The export to call, "" for `run`, else `_start`.
         params: Types of the entry's integers; none for a guest that gets its input as JSON.
+        resume: How runs come back that say nothing else: "replay", or "checkpoint" for a re-entrant guest.
     """
 
     module: str
     entry: str
     params: tuple[str, ...] = ()
+    resume: str = "replay"
 
 
 @frozen
@@ -81,7 +83,7 @@ class StartOptions:
     """How a run is started; all of it is pinned.
 
     Attributes:
-        resume: "replay" or "checkpoint".
+        resume: "replay" or "checkpoint"; "" for what the workflow was deployed with.
         limits: What the guest may use.
         sources: Sources of the session by field name.
         sinks: Sinks of the session by field name.
@@ -91,7 +93,7 @@ class StartOptions:
         module: sha256 of the module that the caller expects under the name, or "".
     """
 
-    resume: str = "replay"
+    resume: str = ""
     limits: Limits = field(factory=Limits)
     sources: Mapping[str, StreamSpec] = field(factory=dict)
     sinks: Mapping[str, StreamSpec] = field(factory=dict)
@@ -153,11 +155,18 @@ async def deployed(store: Store, tenant: str, workflow: str) -> Deployment | Non
 def _open_name(stored: Stored) -> Deployment:
     address = Address(stored.key.tenant, stored.key.id, stored.run, "name")
     fields = json.loads(unseal(address, stored.record))
-    return Deployment(fields["module"], fields["entry"], tuple(fields["params"]))
+    return Deployment(fields["module"], fields["entry"], tuple(fields["params"]), fields["resume"])
 
 
 async def deploy(
-    store: Store, tenant: str, workflow: str, data: bytes, entry: str = "", *, move: bool = True
+    store: Store,
+    tenant: str,
+    workflow: str,
+    data: bytes,
+    entry: str = "",
+    *,
+    resume: str = "replay",
+    move: bool = True,
 ) -> Deployment:
     """Point the name at a module. Runs that have started keep the module they started with.
 
@@ -167,6 +176,7 @@ async def deploy(
         workflow: The name.
         data: The module's bytes.
         entry: The export to call, "" for `run`, else `_start`.
+        resume: How runs come back that say nothing else.
         move: False to leave a name alone that is there already.
 
     Returns:
@@ -177,7 +187,7 @@ async def deploy(
     """
     binary = check(data, f"the module of workflow {workflow!r}")
     found = entry_of(binary, entry, f"the module of workflow {workflow!r}")
-    wanted = Deployment(digest(data), entry, tuple(binary.functions[found].params))
+    wanted = Deployment(digest(data), entry, tuple(binary.functions[found].params), resume)
     key = _name_key(tenant, workflow)
     while True:
         stored = await store.load(key)
@@ -187,7 +197,7 @@ async def deploy(
                 return present
         await store.put_module(wanted.module, seal(Address("", "", "", "module", wanted.module), data))
         run = secrets.token_hex(16) if stored is None else stored.run
-        fields = {"module": wanted.module, "entry": entry, "params": list(wanted.params)}
+        fields = {"module": wanted.module, "entry": entry, "params": list(wanted.params), "resume": resume}
         change = Change(
             key=key,
             expected=None if stored is None else (stored.run, stored.version),
@@ -243,7 +253,7 @@ async def start(
         workflow=workflow,
         module=name.module,
         entry=name.entry,
-        resume=options.resume,
+        resume=options.resume or name.resume,
         limits=options.limits,
         sources=dict(options.sources),
         sinks=dict(options.sinks),

@@ -259,6 +259,8 @@ class Instance:
             await self._let_go()
             if self._blocking is not None:
                 await self._block(self._blocking)
+            elif self._ending is not None and self._machine.record.status is Status.PUBLISHING:
+                await self._publish()  # the guest had finished before: what came later is listed as undelivered
             elif self._ending is not None:
                 await self._close_as(self._ending)
             elif self._leaving:
@@ -270,12 +272,16 @@ class Instance:
 
     async def _work(self) -> None:
         machine = self._machine
-        if self._stored.mail:
+        if self._stored.mail and machine.record.status is not Status.PUBLISHING:
             terminating = self.ending(await self._store.mail(self.key))
             if terminating is not None:
                 await self._close_as(terminating)
                 return
-        if self.expires is not None and self._store.now() >= self.expires:
+        if (
+            self.expires is not None
+            and self._store.now() >= self.expires
+            and machine.record.status is not Status.PUBLISHING
+        ):
             await self._close_as(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
             return
         if machine.record.status is Status.BLOCKED:
@@ -431,6 +437,7 @@ class Instance:
                 else:
                     break
             assert isinstance(outcome, Ended | Trapped), "the loop above goes on until then"
+            guest.world.flush()
             if isinstance(outcome, Trapped) or outcome.code:
                 await self._fail(self._failure_of(outcome))
                 return

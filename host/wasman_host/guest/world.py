@@ -11,7 +11,7 @@ __all__ = ["World", "initial_world"]
 
 _INITIAL_TIME = 946_684_800 * 10**9  # 2000-01-01: every instance of a module is initialised at the same moment
 _LINE = 64 * 1024  # bytes of output kept for one log line
-_BLOCK = 32  # bytes of one sha256
+_BLOCK = 4096  # random bytes made at once: a guest may ask for hundreds of megabytes in one call
 
 
 def _discard(_stream: int, _line: str) -> None:
@@ -41,12 +41,12 @@ class World:
     _block: tuple[int, bytes] = (-1, b"")
 
     def draw(self, count: int) -> bytes:
-        """The next random bytes: sha256 of the seed and a counter, so any position can be taken up again."""
+        """The next random bytes: SHAKE128 of the seed and a counter, so any position can be taken up again."""
         out = bytearray()
         while len(out) < count:
             number, skip = divmod(self.random, _BLOCK)
             if self._block[0] != number:
-                self._block = (number, hashlib.sha256(self.seed + number.to_bytes(8, "little")).digest())
+                self._block = (number, hashlib.shake_128(self.seed + number.to_bytes(8, "little")).digest(_BLOCK))
             part = self._block[1][skip : skip + count - len(out)]
             out += part
             self.random += len(part)
@@ -60,6 +60,13 @@ class World:
             end = end if 0 <= end <= _LINE else _LINE
             self.output(stream, partial[:end].decode(errors="replace"))
             del partial[: end + (partial[end : end + 1] == b"\n")]
+
+    def flush(self) -> None:
+        """The guest has ended: hand on what it wrote behind its last line's end."""
+        for stream, partial in self._partial.items():
+            if partial:
+                self.output(stream, partial.decode(errors="replace"))
+                partial.clear()
 
 
 def initial_world() -> World:
