@@ -33,7 +33,7 @@ _DIGEST_AT = len(_HEADER)
 _CHECK_AT = _DIGEST_AT + 32
 _DATA_AT = _CHECK_AT + 4
 _LEVEL = 1
-_STORED = 1024  # bytes up to which a stored block is used: deflating a log entry takes 9 us and saves 200 bytes
+_STORED = 2048  # bytes up to which a stored block is used: deflating a record takes 15 us and saves half a kilobyte
 
 
 @frozen
