@@ -186,7 +186,7 @@ def _description(found: control.Description) -> WorkflowDescription:
         owner=columns.owner,
         created=_time(columns.created),
         closed=None if columns.closed is None else _time(columns.closed),
-        log_entries=record.entries if record else 0,
+        log_entries=found.entries,
         snapshots=len(snapshot.deltas) if snapshot else 0,
         snapshot_bytes=snapshot.size if snapshot else 0,
         snapshot_entry=snapshot.entry if snapshot else None,
@@ -302,6 +302,7 @@ class Client:
         store: The open store.
         tenant: Whose instances it sees.
         is_open: Whether it is between entering and leaving.
+        workers: Workers of this process that begin at once what is started here.
     """
 
     def __init__(self, store: Store, tenant: str) -> None:
@@ -309,6 +310,7 @@ class Client:
         self.store = store
         self.tenant = tenant
         self.is_open = False
+        self.workers: list[control.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
@@ -467,13 +469,18 @@ class Client:
             stored_session = Payload.of(bound.model_dump_json(by_alias=True).encode(), JSON)
             options = evolve(options, sources=sources, sinks=sinks)
         try:
-            run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
+            run = await self._start(id, name, payload, stored_session, options)
         except WorkflowNotFoundError:
             if isinstance(workflow, str):
                 raise
             await self.deploy_absent(workflow)
-            run = await control.start(self.store, self.tenant, id, name, payload, stored_session, options)
+            run = await self._start(id, name, payload, stored_session, options)
         return WorkflowHandle(self.store, self.tenant, id, run, name, output)
+
+    async def _start(
+        self, id_: str, name: str, given: Payload, session: Payload | None, options: control.StartOptions
+    ) -> str:
+        return await control.start(self.store, self.tenant, id_, name, given, session, options, self.workers)
 
     @overload
     async def execute_workflow(

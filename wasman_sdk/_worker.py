@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from wasman_host.engine import Engine
+from wasman_host.residents import Residency
 from wasman_sdk._activity import definitions
 from wasman_sdk._client import Client
 
@@ -39,7 +40,9 @@ class Worker:
         activities: Sequence[Callable[..., Any]] = (),
         resources: Sequence[object] = (),
         queues: Sequence[str] = ("default",),
-        max_instances: int = 1000,
+        max_instances: int = 10_000,
+        max_guests: int | None = None,
+        max_guest_memory: int = 2 * 1024**3,
         max_sync_activities: int = 40,
         lease_seconds: float = 10.0,
     ) -> None:
@@ -52,7 +55,11 @@ class Worker:
             activities: Functions decorated with `@activity`.
             resources: Objects injected into activities by their type.
             queues: Task queues to serve.
-            max_instances: How many instances live here at once.
+            max_instances: How many instances live here at once, in memory or evicted.
+            max_guests: How many of them are in memory; by default as many as the kernel's limit of mappings allows. Of
+                those that wait, the least recently used are evicted: they cost no memory, and are replayed or restored
+                when they go on.
+            max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             lease_seconds: After this time without a sign of life others take over.
 
@@ -63,6 +70,7 @@ class Worker:
         self.workflows = tuple(workflows)
         self._queues = tuple(queues)
         self._max_instances = max_instances
+        self._residency = Residency(max_guests, max_guest_memory)
         self._lease = lease_seconds
         self._threads = max_sync_activities
         self._functions, self._resources = tuple(activities), tuple(resources)
@@ -83,11 +91,14 @@ class Worker:
                 queues=self._queues,
                 max_instances=self._max_instances,
                 lease=self._lease,
+                residency=self._residency,
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(engine.run, name="wasman worker")
             stack.push_async_callback(engine.leave)
             await engine.serving.wait()
+            self.client.workers.append(engine)
+            stack.callback(self.client.workers.remove, engine)
             self._stack = stack.pop_all()
         return self
 

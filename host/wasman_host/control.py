@@ -6,11 +6,12 @@ Everything here works from any process that can open the store; no worker needs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import evolve, field, frozen
 
@@ -26,19 +27,24 @@ from wasman_host.errors import (
 )
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.module import check, digest, entry_of
-from wasman_host.instance import columns_of, integers_fit, mail_address, open_record
-from wasman_host.machine import chain_after, create
-from wasman_host.oplog import EMPTY_CHAIN, decode_entry
+from wasman_host.guest.limits import check_stack
+from wasman_host.instance import columns_of, integers_fit, mail_address, open_record, open_tail
+from wasman_host.machine import create
+from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Limits, Pinned, Record, StreamSpec, encode_record
-from wasman_host.seal import Address, seal, unseal
+from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Columns, Key, Lost, Message, Sent, Status, Stored, Unread, Won
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wasman_host.machine import Proposal
     from wasman_host.oplog import Entry
     from wasman_host.payload import Payload
     from wasman_host.store.protocol import Store
 
 __all__ = [
+    "Adopter",
     "Deployment",
     "Description",
     "StartOptions",
@@ -119,6 +125,24 @@ class Description:
     reason: str
     record: Record | None
 
+    @property
+    def entries(self) -> int:
+        """How many entries its log has; 0 where that cannot be read."""
+        try:
+            return open_tail(self.stored).entries
+        except CorruptSnapshotError:
+            return 0
+
+
+class Adopter(Protocol):
+    """A worker of this process that may begin an instance which is created here, without a claim."""
+
+    def adopts(self, queue: str) -> str | None:
+        """The owner to create it with, or None where it may not."""
+
+    def adopt(self, stored: Stored, created: Proposal) -> None:
+        """Begin it: it was created, owned by what `adopts` gave."""
+
 
 def validated_id(id_: str) -> str:
     """`id_`, if it can name an instance.
@@ -153,8 +177,12 @@ async def deployed(store: Store, tenant: str, workflow: str) -> Deployment | Non
 
 
 def _open_name(stored: Stored) -> Deployment:
-    address = Address(stored.key.tenant, stored.key.id, stored.run, "name")
-    fields = json.loads(unseal(address, stored.record))
+    return _read_name(stored.key, stored.run, stored.record)
+
+
+@functools.lru_cache(1000)  # every start asks for one of few
+def _read_name(key: Key, run: str, record: bytes) -> Deployment:
+    fields = json.loads(unseal(Address(key.tenant, key.id, run, "name"), record))
     return Deployment(fields["module"], fields["entry"], tuple(fields["params"]), fields["resume"])
 
 
@@ -222,8 +250,9 @@ async def start(
     given: Payload,
     session: Payload | None,
     options: StartOptions,
+    workers: Sequence[Adopter] = (),
 ) -> str:
-    """Create an instance; some worker will claim it. Its run id.
+    """Create an instance; one of `workers` begins it at once if it may, else some worker will claim it. Its run id.
 
     Raises:
         InvalidArgumentError: The id cannot be used, or the input does not fit the guest's entry.
@@ -244,6 +273,7 @@ async def start(
             f"{options.module[:12]}; deploy the new module, or start with the old one"
         )
         raise WasmVersionMismatchError(message)
+    check_stack(options.limits.stack)
     _check_size(id_, "input", given, options.limits)
     if session is not None:
         _check_size(id_, "session", session, options.limits)
@@ -263,18 +293,28 @@ async def start(
         engine=SETTINGS,
     )
     now = store.now()
-    proposal = create(tenant, id_, run, pinned, given, session, now)
+    proposal = create(tenant, id_, run, pinned, given, session, now, deflate=store.deflates)
+    assert proposal.record is not None, "a run begins with a record"
+    worker, owner = _adopter(workers, options.queue)
     change = Change(
         key=key,
         expected=None,
         run=run,
         nonce=secrets.token_hex(8),
         record=seal(Address(tenant, id_, run, "record"), encode_record(proposal.record)),
-        columns=columns_of(proposal.record, owner=None, wake=now),
+        columns=columns_of(proposal.record, proposal.tail.stored, owner=owner, wake=None if owner else now),
+        tail=encode_tail(proposal.tail),
         entries=proposal.entries,
         blobs=proposal.blobs,
     )
     [outcome] = await store.commit([change])
+    if isinstance(outcome, Won) and worker is not None:
+        assert change.record is not None
+        assert change.columns is not None
+        stored = Stored(
+            key, run, outcome.version, change.nonce, change.columns, change.record, outcome.mail, change.tail
+        )
+        worker.adopt(stored, proposal)
     if isinstance(outcome, Lost):
         message = (
             f"workflow id {id_!r} is taken by run {outcome.found and outcome.found[0]}; use another id, or its handle"
@@ -283,9 +323,18 @@ async def start(
     return run
 
 
+def _adopter(workers: Sequence[Adopter], queue: str) -> tuple[Adopter | None, str | None]:
+    """A worker that begins an instance of `queue` at once, and the owner that it names; or neither."""
+    for worker in workers:
+        owner = worker.adopts(queue)
+        if owner is not None:
+            return worker, owner
+    return None, None
+
+
 def _check_size(id_: str, what: str, payload: Payload, limits: Limits) -> None:
-    if payload.size > limits.payload:
-        message = f"the {what} of {id_!r} has {payload.size:,} bytes; at most {limits.payload:,} are allowed"
+    if payload.size > limits.response:
+        message = f"the {what} of {id_!r} has {payload.size:,} bytes; at most {limits.response:,} are allowed"
         raise InvalidArgumentError(message)
 
 
@@ -352,16 +401,14 @@ async def history(store: Store, stored: Stored) -> list[Entry]:
         CorruptSnapshotError: The record or an entry is damaged or missing.
         UnsupportedStateError: A newer wasman wrote one of them.
     """
-    record, key = open_record(stored), stored.key
-    rows = await store.read(stored.run, 0, record.entries)
-    entries = []
-    for n, sealed in rows:
-        address = Address(key.tenant, key.id, stored.run, "entry", str(n))
-        entries.append(decode_entry(unseal(address, sealed), n, str(address)))
-    present = [n for n, _ in rows] == list(range(record.entries))
-    if not present or chain_after(EMPTY_CHAIN, (sealed for _, sealed in rows)) != record.chain:
+    tail, key = open_tail(stored), stored.key
+    open_record(stored)
+    rows = await store.read(stored.run, 0, tail.entries)
+    present = [n for n, _ in rows] == list(range(tail.entries))
+    entries = open_entries(key.tenant, key.id, stored.run, rows, EMPTY_CHAIN) if present else []
+    if not present or (digest_of(rows[-1][1]) if rows else EMPTY_CHAIN) != tail.chain:
         message = (
-            f"the log of run {stored.run} of {key} holds {len(rows)} entries, not the {record.entries} that its record "
+            f"the log of run {stored.run} of {key} holds {len(rows)} entries, not the {tail.entries} that its record "
             f"was written over; restore it from a backup, then unblock"
         )
         raise CorruptSnapshotError(message)
@@ -417,6 +464,8 @@ async def unblock(store: Store, key: Key, run: str | None = None, limits: Limits
     if stored.columns.status is not Status.BLOCKED:
         message = f"{key} is {stored.columns.status.value}, not blocked"
         raise InvalidArgumentError(message)
+    if limits is not None:
+        check_stack(limits.stack)
     record = _record_to_unblock(stored)
     status = Status.PUBLISHING if record.publishing is not None else Status.RUNNING
     pinned = evolve(record.pinned, limits=limits) if limits is not None else record.pinned
@@ -427,7 +476,10 @@ async def unblock(store: Store, key: Key, run: str | None = None, limits: Limits
         run=stored.run,
         nonce=secrets.token_hex(8),
         record=seal(Address(key.tenant, key.id, stored.run, "record"), encode_record(record)),
-        columns=columns_of(record, owner=None, wake=store.now(), takeovers=stored.columns.takeovers),
+        columns=columns_of(
+            record, stored.columns.size, owner=None, wake=store.now(), takeovers=stored.columns.takeovers
+        ),
+        tail=stored.tail,
     )
     [outcome] = await store.commit([change])
     if isinstance(outcome, Lost | Unread):

@@ -1,7 +1,7 @@
 """One worker's engine: it claims instances, keeps them alive, and gives them up when it leaves.
 
-What instances share lives here: compiled modules, base images, activities, stream types, and the lease under which all
-of them run.
+What instances share lives here: compiled modules, images, activities, stream types, the room that their guests have, and
+the lease under which all of them run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
-from wasman_host.guest.module import compile_module, entry_of, initial_image
+from wasman_host.guest.module import compile_module, entry_of, initial_state
+from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
 from wasman_host.machine import Terminating
+from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
-from wasman_host.snapshot import PAGE, Delta, apply, changed, decode_delta, encode_delta
-from wasman_host.store.protocol import Change, Status
+from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
+from wasman_host.guest.memory import PAGE, changed
+from wasman_host.store.protocol import Change, Claim, Status
 from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.module import GuestModule
-    from wasman_host.store.protocol import Claim, Key, Store
+    from wasman_host.machine import Proposal
+    from wasman_host.store.protocol import Key, Store, Stored
     from wasman_host.streams import StreamTypes
 
-__all__ = ["Engine", "LoadedImage"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger("wasman.engine")
 
@@ -47,16 +52,6 @@ _AGAIN = 1.0  # seconds until an instance that was dropped by an error is tried 
 _CLAIM = 64  # instances taken at once, so that one worker does not empty the queue before others wake up
 
 
-@frozen
-class LoadedImage:
-    """A module's initial memory and globals, and the digest by which runs pin it."""
-
-    memory: bytes = field(repr=False)
-    globals: Sequence[tuple[int, bytes]]
-    digest: str
-    unfinished: str
-
-
 class Engine:
     """Lives instances of some queues of one store, until cancelled or told to leave.
 
@@ -64,6 +59,9 @@ class Engine:
         store: Where the instances are.
         activities: What answers their calls, by name.
         streams: How their sources and sinks are opened.
+        snapshots: When chains of snapshots are merged.
+        residents: The guests in memory.
+        images: Snapshots that this process holds.
         worker: This worker's id; a new one after a lost lease.
     """
 
@@ -74,8 +72,11 @@ class Engine:
         *,
         streams: StreamTypes | None = None,
         queues: Sequence[str] = ("default",),
-        max_instances: int = 1000,
+        max_instances: int = 10_000,
         lease: float = _TTL,
+        residency: Residency | None = None,
+        snapshots: SnapshotPolicy | None = None,
+        fallback: ActivityDefinition | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -84,13 +85,20 @@ class Engine:
             activities: Handlers by name.
             streams: Types of sources and sinks; files by default.
             queues: Task queues to serve.
-            max_instances: How many instances live at once.
+            max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
+            residency: How much room guests have.
+            snapshots: When chains of snapshots are merged.
+            fallback: What answers calls of names that no handler is registered for.
         """
         self.store = store
         self.activities = activities
         self.streams = streams or file_types()
+        self.snapshots = snapshots or SnapshotPolicy()
+        self.residents = Residents(residency or Residency())
+        self.images = Images()
         self.worker = _worker_id()
+        self._fallback = fallback
         self._queues = tuple(queues)
         self._max = max_instances
         self._ttl = lease
@@ -98,8 +106,9 @@ class Engine:
         self._live: dict[Key, Instance] = {}
         self._orphans: set[Key] = set()
         self._modules: dict[str, GuestModule] = {}
-        self._images: dict[str, LoadedImage] = {}
+        self._origins: dict[str, Origin] = {}
         self._loading = anyio.Lock()
+        self._tasks: TaskGroup | None = None
         self._leaving = anyio.Event()
         self._left = anyio.Event()
         self.serving = anyio.Event()
@@ -110,6 +119,10 @@ class Engine:
     def lease_is_valid(self) -> bool:
         """Whether this worker may still act for its instances, by its own monotonic clock."""
         return time.monotonic() < self._lease_ends
+
+    def activity(self, name: str) -> ActivityDefinition | None:
+        """What answers calls of `name`, or None."""
+        return self.activities.get(name, self._fallback)
 
     async def module(self, digest: str) -> GuestModule:
         """A run's module, compiled once a process.
@@ -130,46 +143,44 @@ class Engine:
         """The export that a run of `module` calls."""
         return entry_of(module.binary, entry, f"module {module.digest[:12]}")
 
-    async def image(self, module: GuestModule, entry: str, memory_limit: int, pinned: str) -> LoadedImage:
-        """A module's base image: made once, kept in the store, and from then on never made anew.
+    async def origin(self, module: GuestModule, entry: str, limits: GuestLimits, pinned: str) -> Origin:
+        """A module's state after its initialisation: made once, kept in the store, and from then on never made anew.
 
         Args:
             module: The module.
             entry: What will be called; `_start` is an initialiser of modules that are entered elsewhere.
-            memory_limit: Bytes of memory that the initialisation may use.
+            limits: What the initialisation may use.
             pinned: The digest that the run was started on, or "".
 
         Raises:
             CorruptSnapshotError: The image that the run was started on is gone or damaged.
         """
         name = f"{module.digest}-{'command' if entry == '_start' else 'reactor'}"
-        if name not in self._images:
+        if name not in self._origins:
             async with self._loading:
-                if name not in self._images:
-                    self._images[name] = await self._load_image(module, entry, memory_limit, name, pinned)
-        image = self._images[name]
-        if pinned and image.digest != pinned:
+                if name not in self._origins:
+                    self._origins[name] = await self._load_origin(module, entry, limits, name, pinned)
+        origin = self._origins[name]
+        if pinned and origin.digest != pinned:
             message = f"the image of module {module.digest[:12]} is not the one that the run was started on"
             raise CorruptSnapshotError(message)
-        return image
+        return origin
 
-    async def _load_image(
-        self, module: GuestModule, entry: str, memory_limit: int, name: str, pinned: str
-    ) -> LoadedImage:
+    async def _load_origin(
+        self, module: GuestModule, entry: str, limits: GuestLimits, name: str, pinned: str
+    ) -> Origin:
         address = Address("", "", "", "image", name)
         sealed = await self.store.image(name)
         if sealed is None and not pinned:
-            made = await anyio.to_thread.run_sync(initial_image, module, entry, memory_limit)
+            made = await anyio.to_thread.run_sync(initial_state, module, entry, limits)
             runs = changed(b"", made.memory)
             pages = b"".join(made.memory[first * PAGE : (first + count) * PAGE] for first, count in runs)
             delta = Delta("", len(made.memory), runs, pages, made.globals, {"unfinished": made.unfinished})
-            await self.store.put_image(name, seal(address, encode_delta(delta)))
+            await self.store.put_image(name, seal(address, encode_delta(delta), deflate=self.store.deflates))
             sealed = await self.store.image(name)  # another worker's may have come first
         delta = decode_delta(unseal(address, sealed), str(address))
         assert sealed is not None, "unseal refuses what is missing"
-        memory = bytearray()
-        apply(memory, delta)
-        return LoadedImage(bytes(memory), delta.globals, digest_of(sealed), str(delta.state["unfinished"]))
+        return Origin.of(delta, digest_of(sealed).hex())
 
     # The worker's life
 
@@ -181,6 +192,7 @@ class Engine:
                     await anyio.sleep(_POLL)
                 tasks.start_soon(self._keep_lease)
                 tasks.start_soon(self._claim, tasks)
+                self._tasks = tasks
                 self.serving.set()
                 await self._leaving.wait()
                 for instance in list(self._live.values()):
@@ -190,6 +202,7 @@ class Engine:
                 tasks.cancel_scope.cancel()
             await self.store.leave(self.worker)
         finally:
+            self._tasks = None
             self._left.set()
 
     async def leave(self) -> None:
@@ -255,10 +268,22 @@ class Engine:
                 logger.warning("worker %s waits for its store: %s", self.worker, error)
                 await anyio.sleep(_POLL)
 
-    def _begin(self, tasks: TaskGroup, claim: Claim) -> None:
+    def adopts(self, queue: str) -> str | None:
+        """The owner to create an instance of `queue` with, so that it begins here at once; None where it may not."""
+        ready = self.lease_is_valid and self._tasks is not None and not self._leaving.is_set()
+        return self.worker if ready and queue in self._queues and len(self._live) < self._max else None
+
+    def adopt(self, stored: Stored, created: Proposal) -> None:
+        """Live an instance that was just created by `created`, owned by this worker."""
+        if self._tasks is None or stored.columns.owner != self.worker or stored.key in self._live:
+            self._orphans.add(stored.key)  # this worker left, or lost its lease, while the instance was created
+        else:
+            self._begin(self._tasks, Claim(stored, takeover=False), created)
+
+    def _begin(self, tasks: TaskGroup, claim: Claim, created: Proposal | None = None) -> None:
         if claim.takeover:
             logger.info("run %s of %s is taken over from a dead worker", claim.stored.run, claim.stored.key)
-        instance = Instance(self, claim)
+        instance = Instance(self, claim, created)
         self._live[instance.key] = instance
         if self._leaving.is_set():  # it was claimed while the others were told
             instance.leave()
@@ -292,12 +317,14 @@ class Engine:
                     nonce=secrets.token_hex(8),
                     record=stored.record,
                     columns=evolve(stored.columns, owner=None, wake=wake),
+                    tail=stored.tail,
                 )
                 await self.store.commit([change])
             self._orphans.discard(key)
 
     async def _look_after(self) -> None:
-        """Tell live instances of mail and of their execution timeout."""
+        """Tell live instances of mail, of their execution timeout, and of the room that their guests need."""
+        self.residents.look()
         for key in await self.store.mailed(self.worker):
             instance = self._live.get(key)
             if instance is None:

@@ -12,15 +12,15 @@ is stored, and a lost race leaves a machine that is simply dropped.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, chained, encode_entry
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, Tail, chained, encode_entry, entry_address
 from wasman_host.payload import Payload
 from wasman_host.record import OpenOperation, Pinned, Publishing, Record, SnapshotReference
 from wasman_host.seal import Address, digest_of, seal
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-__all__ = ["Machine", "Proposal", "Terminating", "chain_after", "create"]
+__all__ = ["Machine", "Proposal", "Terminating", "create"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @frozen
@@ -40,22 +40,26 @@ class Proposal:
     """What to commit: it becomes true when the store says so.
 
     Attributes:
-        record: The record afterwards.
+        record: The record afterwards, or None for the one there is: nothing is appended but to the log.
+        tail: Where the log ends afterwards.
         entries: Sealed log entries to append.
         blobs: Blobs to keep.
+        drops: Blobs that nothing names any more.
         consumes: Mail that it takes.
-        logged: The log entry among them, as the machine will remember it.
+        delivered: What is logged for the guest.
         keeps_owner: False where the worker gives the instance up with this commit.
         wake: When somebody should claim it again, where the owner gives it up; None for "not by itself".
         settles: Whether the record now says of the operation under way what the takeovers so far meant for it, so that
             the store may forget them.
     """
 
-    record: Record
+    record: Record | None
+    tail: Tail
     entries: Sequence[tuple[int, bytes]] = ()
     blobs: Sequence[Blob] = ()
+    drops: Sequence[str] = ()
     consumes: Sequence[str] = ()
-    logged: Entry | None = None
+    delivered: Sequence[Delivery] = ()
     keeps_owner: bool = True
     wake: int | None = None
     settles: bool = False
@@ -99,39 +103,45 @@ def _begun(operation: OpenOperation, takeovers: int) -> int:
     return operation.attempts + takeovers - 1  # the first dead worker's attempt is the recorded one
 
 
-def chain_after(chain: str, sealed: Iterable[bytes]) -> str:
-    """The log's chained digest after more sealed entries."""
-    for entry in sealed:
-        chain = hashlib.sha256(f"{chain}{digest_of(entry)}".encode()).hexdigest()
-    return chain
-
-
 def _placed(payload: Payload | None, name: str) -> Payload | None:
     """The payload, kept as blob `name` if it is large: not by its digest, a run may be given the same bytes twice."""
     return payload if payload is None or payload.inline else evolve(payload, blob=name)
 
 
-def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None]) -> list[Blob]:
+def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None], *, deflate: bool) -> list[Blob]:
     """Payloads too large to be stored with what mentions them."""
     return [
-        Blob(payload.blob, seal(Address(tenant, id_, run, "payload", payload.blob), payload.content))
+        Blob(payload.blob, seal(Address(tenant, id_, run, "payload", payload.blob), payload.content, deflate=deflate))
         for payload in payloads
         if payload is not None and not payload.inline
     ]
 
 
+def _size(blobs: Iterable[Blob]) -> int:
+    return sum(len(blob.data) for blob in blobs)
+
+
 def create(
-    tenant: str, id_: str, run: str, pinned: Pinned, given: Payload | None, session: Payload | None, now: int
+    tenant: str,
+    id_: str,
+    run: str,
+    pinned: Pinned,
+    given: Payload | None,
+    session: Payload | None,
+    now: int,
+    *,
+    deflate: bool = True,
 ) -> Proposal:
     """The proposal that starts a run: its record and log entry 0, which holds its input and session."""
     deliveries = [Delivery("start", payload=_placed(given, "payload-0-0"))]
     if session is not None:
         deliveries.append(Delivery("session", payload=_placed(session, "payload-0-1")))
-    entry = Entry(n=0, time=now, operations=0, digest=EMPTY_CHAIN, deliveries=tuple(deliveries))
-    sealed = seal(Address(tenant, id_, run, "entry", "0"), encode_entry(entry))
-    record = Record(run=run, pinned=pinned, entries=1, chain=chain_after(EMPTY_CHAIN, [sealed]), time=now, created=now)
-    blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries])
-    return Proposal(record, entries=[(0, sealed)], blobs=blobs, logged=entry)
+    encoded = encode_entry(0, now, 0, EMPTY_CHAIN, (), deliveries)
+    sealed = seal(entry_address(tenant, id_, run, 0), encoded, after=EMPTY_CHAIN)
+    blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries], deflate=deflate)
+    tail = Tail(1, now, len(sealed) + _size(blobs), digest_of(sealed))
+    record = Record(run=run, pinned=pinned, created=now)
+    return Proposal(record, tail, entries=[(0, sealed)], blobs=blobs, delivered=deliveries)
 
 
 class Machine:
@@ -154,10 +164,17 @@ class Machine:
         takeovers: How often the run was taken from a dead worker since the record last settled an operation's attempts.
     """
 
-    def __init__(self, tenant: str, id_: str, record: Record, takeovers: int = 0) -> None:
+    def __init__(
+        self, tenant: str, id_: str, record: Record, tail: Tail, takeovers: int = 0, *, deflate: bool = True
+    ) -> None:
         self.tenant = tenant
         self.id = id_
+        self.run = record.run
         self.record = record
+        self.tail = tail
+        self.pinned = record.pinned
+        self._deflate = deflate
+        self._unwritten = False
         self.time = 0
         self.entry = 0
         self.read = 0
@@ -174,11 +191,13 @@ class Machine:
         self.takeovers = takeovers
         self._count = 0
         self._digest = EMPTY_CHAIN
-        self._unlogged: list[Operation] = []
+        self._unlogged: list[bytes] = []
         self._past: deque[Entry] = deque()
+        place = entry_address(tenant, id_, record.run, 0).encoded
+        self._entry_address = place.removesuffix(b"0\0").replace(b"%", b"%%") + b"%d\0"
 
     def __str__(self) -> str:
-        return f"run {self.record.run} of {self.id!r}"
+        return f"run {self.run} of {self.id!r}"
 
     # Coming back
 
@@ -200,7 +219,7 @@ class Machine:
             raise CorruptSnapshotError(message)
         self.time = state["time"]
         self.read, self.written, self.crc, self.random = (state[name] for name in ("read", "written", "crc", "random"))
-        self._count, self._digest = state["operations"], state["digest"]
+        self._count, self._digest = state["operations"], bytes.fromhex(state["digest"])
         self.kept = state["kept"] and Kept(*state["kept"])
         self.upload_closed = state["upload_closed"]
         self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
@@ -217,16 +236,12 @@ class Machine:
             "crc": self.crc,
             "random": self.random,
             "operations": self._count,
-            "digest": self._digest,
+            "digest": self._digest.hex(),
             "kept": self.kept and [self.kept.entry, self.kept.operation, self.kept.name, self.kept.request],
             "last_failure": self.last_failure and self.last_failure.as_json(),
             "upload_closed": self.upload_closed,
             "result": self.result and self.result.content.decode(),
         }
-
-    def chain_fits(self, chain: str | None, sealed: Sequence[bytes]) -> bool:
-        """Whether the record was written over these entries; `chain` is the digest before them, None at the start."""
-        return chain_after(EMPTY_CHAIN if chain is None else chain, sealed) == self.record.chain
 
     @property
     def replaying(self) -> bool:
@@ -243,9 +258,10 @@ class Machine:
         """
         number = self._count
         operation = Operation(kind, name, request, self.read, self.written, self.crc)
+        encoded = operation.encoded
         self._count += 1
-        self._digest = chained(self._digest, [operation])
-        self._unlogged.append(operation)
+        self._digest = chained(self._digest, (encoded,))
+        self._unlogged.append(encoded)
         if self._past:
             self._compare(number, operation)
         return number
@@ -312,76 +328,101 @@ class Machine:
 
     def answered(self, deliveries: Sequence[Delivery], now: int) -> Proposal:
         """Log what is to be handed to the guest."""
-        answers = {delivery.operation for delivery in deliveries}
-        left = tuple(operation for operation in self.record.open if operation.number not in answers)
-        return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
+        record = self.record
+        if self._unwritten or record.open or record.reason or record.status is not Status.RUNNING:
+            answers = {delivery.operation for delivery in deliveries}
+            left = tuple(operation for operation in record.open if operation.number not in answers)
+            return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
+        return self._logging(deliveries, now)
 
     def backoff(self, number: int, name: str, failure: Failure, retry_at: int) -> Proposal:
         """Record a failed attempt and when the next one begins."""
         operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure)
-        return Proposal(evolve(self.record, open=(*self._settled_open(number), operation)), settles=True)
+        record = evolve(self.record, open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
 
     def begun(self, number: int, attempt: int) -> Proposal:
         """Record that the backoff is over and an attempt begins, so that a takeover from now on counts."""
         known = self.open_operation(number)
         assert known is not None, "an attempt follows a recorded backoff"
         operation = evolve(known, attempts=attempt, retry_at=None)
-        return Proposal(
-            evolve(self.record, status=Status.RUNNING, reason="", open=(*self._settled_open(number), operation)),
-            settles=True,
-        )
+        record = evolve(self.record, status=Status.RUNNING, reason="", open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
 
     def waits(self, number: int, name: str, reason: str, wake: int) -> Proposal:
         """Give the instance up until `wake`, because nobody here can answer operation `number`."""
         known = self.open_operation(number) or OpenOperation(number, "call", name, self.attempts(number))
         parked = evolve(known, retry_at=wake)
         record = evolve(self.record, status=Status.WAITING, reason=reason, open=(*self._settled_open(number), parked))
-        return Proposal(record, keeps_owner=False, wake=wake, settles=True)
+        return Proposal(record, self.tail, keeps_owner=False, wake=wake, settles=True)
 
     def released(self, now: int) -> Proposal:
         """Give the instance up in order, for anybody to claim."""
-        return Proposal(self.record, keeps_owner=False, wake=now)
+        return Proposal(self.record, self.tail, keeps_owner=False, wake=now)
+
+    def sleeps(self, wake: int) -> Proposal:
+        """Give the instance up until `wake`: until then nothing happens to it."""
+        moment = datetime.fromtimestamp(wake / 1e9, tz=UTC).isoformat(timespec="seconds")
+        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {moment}")
+        return Proposal(record, self.tail, keeps_owner=False, wake=wake)
 
     def pin_image(self, digest: str) -> None:
         """Pin the base image that the run was started on; the next commit makes it durable."""
-        self.record = evolve(self.record, image=digest)
+        if self.record.image != digest:
+            self.record = evolve(self.record, image=digest)
+            self._unwritten = True
 
     def checkpoint(self, name: str, sealed: bytes, chain: Sequence[tuple[str, str]]) -> Proposal:
         """A new snapshot: `chain` are the deltas under it, empty where it was folded into one over the image."""
         assert not self._past, "a snapshot is only taken where the log ends"
-        size = len(sealed) + (self.record.snapshot.size if self.record.snapshot and chain else 0)
-        reference = SnapshotReference(self.record.entries, self.record.chain, (*chain, (name, digest_of(sealed))), size)
-        return Proposal(evolve(self.record, snapshot=reference), blobs=[Blob(name, sealed)])
+        before, tail = self.record.snapshot, self.tail
+        size = first = len(sealed)
+        drops: Sequence[str] = ()
+        if before is not None and chain:
+            size, first = size + before.size, before.first
+        elif before is not None:
+            drops = tuple(old for old, _ in before.deltas)
+        deltas = (*chain, (name, digest_of(sealed).hex()))
+        reference = SnapshotReference(tail.entries, tail.chain.hex(), deltas, size, first)
+        stored = tail.stored + size - (before.size if before is not None else 0)
+        return Proposal(
+            evolve(self.record, snapshot=reference),
+            evolve(tail, stored=stored),
+            blobs=(Blob(name, sealed),),
+            drops=drops,
+        )
 
     def blocked(self, error: BlockedError) -> Proposal:
         """Stand still until somebody unblocks it."""
         record = evolve(self.record, status=Status.BLOCKED, reason=str(error), error=type(error).__name__)
-        return Proposal(record, keeps_owner=False)
+        return Proposal(record, self.tail, keeps_owner=False)
 
     def closed_with_mail(self, proposal: Proposal, unread: Sequence[tuple[str, str]]) -> Proposal:
         """The same end of the run, taking mail that came too late: it is listed as undelivered."""
+        assert proposal.record is not None, "a run's end is written down"
         record = evolve(proposal.record, undelivered=(*proposal.record.undelivered, *unread))
         return evolve(proposal, record=record, consumes=(*proposal.consumes, *(id_ for id_, _ in unread)))
 
     def completed(self, result: Payload | None, publishing: Publishing | None, now: int) -> Proposal:
         """The guest has finished. With sinks the run is publishing until `published`."""
         result = _placed(result, "payload-result")
-        blobs = _blobs(self.tenant, self.id, self.record.run, [result])
+        blobs = _blobs(self.tenant, self.id, self.run, [result], deflate=self._deflate)
+        tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
         if publishing is not None:
             record = evolve(self.record, status=Status.PUBLISHING, result=result, publishing=publishing, open=())
-            return Proposal(record, blobs=blobs)
+            return Proposal(record, tail, blobs=blobs)
         record = evolve(self.record, status=Status.COMPLETED, result=result, open=(), reason="", closed=now)
-        return Proposal(record, blobs=blobs, keeps_owner=False)
+        return Proposal(record, tail, blobs=blobs, keeps_owner=False)
 
     def published(self, now: int) -> Proposal:
         """All sinks are published."""
         record = evolve(self.record, status=Status.COMPLETED, reason="", error="", closed=now)
-        return Proposal(record, keeps_owner=False)
+        return Proposal(record, self.tail, keeps_owner=False)
 
     def failed(self, failure: Failure, now: int) -> Proposal:
         """The guest's own act ended the run without a result."""
         record = evolve(self.record, status=Status.FAILED, failure=failure, open=(), reason="", closed=now)
-        return Proposal(record, keeps_owner=False)
+        return Proposal(record, self.tail, keeps_owner=False)
 
     def ended(self, terminating: Terminating, now: int) -> Proposal:
         """A person, or the execution timeout, ends the run; what brought it is logged in the same commit."""
@@ -400,38 +441,46 @@ class Machine:
         return evolve(proposal, consumes=tuple(terminating.messages), keeps_owner=False)
 
     def _logging(self, deliveries: Sequence[Delivery], now: int, **changes: Any) -> Proposal:
-        """Log `deliveries` and change the record's fields."""
-        deliveries = [
-            delivery
-            if delivery.payload is None or delivery.payload.inline
-            else evolve(delivery, payload=_placed(delivery.payload, f"payload-{self.record.entries}-{place}"))
-            for place, delivery in enumerate(deliveries)
-        ]
-        entry = Entry(
-            n=self.record.entries,
-            time=max(now, self.record.time + 1),
-            operations=self._count,
-            digest=self._digest,
-            issued=tuple(self._unlogged),
-            deliveries=tuple(deliveries),
+        """Log `deliveries` and change the record's fields, if there are any to change."""
+        tail = self.tail
+        n, time = tail.entries, max(now, tail.time + 1)
+        large = [delivery.payload for delivery in deliveries if delivery.payload and not delivery.payload.inline]
+        if large:
+            deliveries = [
+                evolve(delivery, payload=_placed(delivery.payload, f"payload-{n}-{place}"))
+                for place, delivery in enumerate(deliveries)
+            ]
+        encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
+        sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
+        stored = tail.stored + len(sealed)
+        blobs: Sequence[Blob] = ()
+        if large:
+            payloads = [delivery.payload for delivery in deliveries]
+            blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
+            stored += _size(blobs)
+        return Proposal(
+            evolve(self.record, **changes) if changes else None,
+            Tail(n + 1, time, stored, digest_of(sealed)),
+            entries=((n, sealed),),
+            blobs=blobs,
+            delivered=deliveries,
+            settles=True,
         )
-        sealed = seal(Address(self.tenant, self.id, self.record.run, "entry", str(entry.n)), encode_entry(entry))
-        chain = chain_after(self.record.chain, [sealed])
-        record = evolve(self.record, entries=entry.n + 1, chain=chain, time=entry.time, **changes)
-        blobs = _blobs(self.tenant, self.id, self.record.run, [delivery.payload for delivery in deliveries])
-        return Proposal(record, entries=[(entry.n, sealed)], blobs=blobs, logged=entry, settles=True)
 
     def accept(self, proposal: Proposal) -> None:
         """The store has made `proposal` durable."""
-        self.record = proposal.record
+        if proposal.record is not None:
+            self.record = proposal.record
+            self._unwritten = False
+        self.tail = proposal.tail
         if proposal.settles:
             self.takeovers = 0
-            self._begun = {operation.number: operation.attempts for operation in proposal.record.open}
-        if proposal.logged is not None:
-            self.time = proposal.logged.time
-            self.entry = proposal.logged.n
+            self._begun = {operation.number: operation.attempts for operation in self.record.open}
+        if proposal.delivered:
+            self.time = proposal.tail.time
+            self.entry = proposal.tail.entries - 1
             self._unlogged.clear()
-            for delivery in proposal.logged.deliveries:
+            for delivery in proposal.delivered:
                 self._delivered(delivery)
 
     def _delivered(self, delivery: Delivery) -> None:

@@ -3,13 +3,16 @@
 One entry is one delivery: all that was handed over together, its time, and what the guest had asked for since the entry
 before. A replay asks for the same again; where it does not, the first difference is known by name.
 
-The stored form of an entry is one line of JSON, then the bytes of its payloads one behind the other.
+The stored form of an entry is one line of JSON, then the bytes of its payloads one behind the other. Entries are sealed
+as a chain: the digest of each covers that of the one before it, so the digest of the last one names the whole log. It
+is kept, with the number of entries, in the run's `Tail`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
 from wasman_host.payload import Payload
+from wasman_host.seal import Address, digest_of, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,14 +31,50 @@ __all__ = [
     "Delivery",
     "Entry",
     "Operation",
+    "Tail",
     "chained",
     "decode_entry",
+    "decode_tail",
     "encode_entry",
+    "encode_tail",
+    "entry_address",
+    "open_entries",
 ]
 
-_VERSION = 1
+_VERSION = 2
 _KINDS = frozenset({"start", "session", "result", "failed", "fired", "terminate", "timed_out"})
-EMPTY_CHAIN = hashlib.sha256(b"wasman oplog 1").hexdigest()
+EMPTY_CHAIN = hashlib.sha256(b"wasman oplog 2").digest()
+_TAIL = struct.Struct("<QQQ32s")
+
+
+@frozen
+class Tail:
+    """Where a run's log ends. It stands beside the record, so that a step need not write the record again.
+
+    Attributes:
+        entries: How many log entries there are.
+        time: The guest's clock: the time of the last entry, ns since 1970.
+        stored: Bytes that the run has stored: its entries, payloads and the snapshots that are still named.
+        chain: Digest of the last entry, which names all entries before it.
+    """
+
+    entries: int = 0
+    time: int = 0
+    stored: int = 0
+    chain: bytes = EMPTY_CHAIN
+
+
+def encode_tail(tail: Tail) -> bytes:
+    """The stored form, 56 bytes. It is not sealed: whoever reads the log compares it with what is there."""
+    return _TAIL.pack(tail.entries, tail.time, tail.stored, tail.chain)
+
+
+def decode_tail(data: bytes, place: str) -> Tail:
+    """The inverse of `encode_tail`. Raises `CorruptSnapshotError`; `place` names it."""
+    if len(data) != _TAIL.size:
+        message = f"{place}: the end of its log is damaged ({len(data)} bytes); restore it from a backup, then unblock"
+        raise CorruptSnapshotError(message)
+    return Tail(*_TAIL.unpack(data))
 
 
 @frozen
@@ -57,9 +97,10 @@ class Operation:
     written: int = 0
     crc: int = 0
 
-    def as_json(self) -> list[Any]:
-        """The stored form."""
-        return [self.kind, self.name, self.request, self.read, self.written, self.crc]
+    @property
+    def encoded(self) -> bytes:
+        """The stored form, as JSON."""
+        return to_json([self.kind, self.name, self.request, self.read, self.written, self.crc])
 
     @classmethod
     def of_json(cls, fields: list[Any]) -> Operation:
@@ -100,7 +141,7 @@ class Entry:
         n: Its place in the log, from 0.
         time: The guest's clock from here on, ns since 1970; later than the entry before.
         operations: How many operations the guest had asked for.
-        digest: Running digest over all of them, in hex.
+        digest: Running digest over all of them.
         issued: Those among them that no earlier entry holds.
         deliveries: What was handed over together.
     """
@@ -108,23 +149,57 @@ class Entry:
     n: int
     time: int
     operations: int
-    digest: str
+    digest: bytes
     issued: Sequence[Operation] = ()
     deliveries: Sequence[Delivery] = field(factory=tuple)
 
 
-def chained(digest: str, operations: Iterable[Operation]) -> str:
-    """The running digest after `operations`."""
+def chained(digest: bytes, operations: Iterable[bytes]) -> bytes:
+    """The running digest after more operations, each in its stored form."""
     for operation in operations:
-        digest = hashlib.sha256(digest.encode() + to_json(operation.as_json())).hexdigest()
+        digest = hashlib.sha256(digest + operation).digest()
     return digest
 
 
-def encode_entry(entry: Entry) -> bytes:
-    """The stored form, to be sealed. Large payloads stay outside, named by their digest."""
+def entry_address(tenant: str, id_: str, run: str, n: int) -> Address:
+    """Where a log entry belongs."""
+    return Address(tenant, id_, run, "entry", str(n))
+
+
+def encode_entry(
+    n: int, time: int, operations: int, digest: bytes, issued: Sequence[bytes], deliveries: Sequence[Delivery]
+) -> bytes:
+    """The stored form of an entry, to be sealed; see `Entry`. Large payloads stay outside, named by their digest.
+
+    Args:
+        n: Its place in the log.
+        time: The guest's clock from here on.
+        operations: How many operations the guest had asked for.
+        digest: Running digest over all of them.
+        issued: Those among them that no earlier entry holds, each in its stored form.
+        deliveries: What is handed over together.
+    """
+    parts = [
+        b'{"v":%d,"n":%d,"time":%d,"operations":%d,"digest":"%s","issued":['
+        % (_VERSION, n, time, operations, digest.hex().encode()),
+        b",".join(issued),
+        b'],"deliveries":[',
+    ]
     bodies: list[bytes] = []
+    if len(deliveries) == 1 and (plain := deliveries[0]).kind == "result" and plain.payload and plain.payload.plain:
+        # What most entries are: one small result. A step of every workflow passes here.
+        parts.append(
+            b'{"kind":"result","operation":%d,"payload":{"size":%d}}]}\n' % (plain.operation, plain.payload.size)
+        )
+        parts.append(plain.payload.content)
+    else:
+        parts += (_encode_deliveries(deliveries, bodies), b"]}\n", *bodies)
+    return b"".join(parts)
+
+
+def _encode_deliveries(given: Sequence[Delivery], bodies: list[bytes]) -> bytes:
     deliveries: list[dict[str, Any]] = []
-    for delivery in entry.deliveries:
+    for delivery in given:
         fields: dict[str, Any] = {"kind": delivery.kind}
         if delivery.operation >= 0:
             fields["operation"] = delivery.operation
@@ -137,16 +212,7 @@ def encode_entry(entry: Entry) -> bytes:
         if delivery.message:
             fields["message"] = delivery.message
         deliveries.append(fields)
-    head = {
-        "v": _VERSION,
-        "n": entry.n,
-        "time": entry.time,
-        "operations": entry.operations,
-        "digest": entry.digest,
-        "issued": [operation.as_json() for operation in entry.issued],
-        "deliveries": deliveries,
-    }
-    return b"".join((to_json(head), b"\n", *bodies))
+    return to_json(deliveries)[1:-1]
 
 
 def decode_entry(data: bytes, n: int, place: str) -> Entry:
@@ -160,7 +226,7 @@ def decode_entry(data: bytes, n: int, place: str) -> Entry:
     try:
         fields = json.loads(head)
         if fields["v"] != _VERSION or not {delivery["kind"] for delivery in fields["deliveries"]} <= _KINDS:
-            message = f"{place} was written by a newer wasman (version {fields['v']}); use that one"
+            message = f"{place} was written by another wasman (version {fields['v']}); use that one"
             raise UnsupportedStateError(message)
         at = 0
         deliveries = []
@@ -177,7 +243,7 @@ def decode_entry(data: bytes, n: int, place: str) -> Entry:
             n=fields["n"],
             time=fields["time"],
             operations=fields["operations"],
-            digest=fields["digest"],
+            digest=bytes.fromhex(fields["digest"]),
             issued=tuple(Operation.of_json(given) for given in fields["issued"]),
             deliveries=tuple(deliveries),
         )
@@ -188,3 +254,25 @@ def decode_entry(data: bytes, n: int, place: str) -> Entry:
         message = f"{place} holds entry {entry.n} with {len(bodies)} bytes; restore it from a backup, then unblock"
         raise CorruptSnapshotError(message)
     return entry
+
+
+def open_entries(tenant: str, id_: str, run: str, rows: Sequence[tuple[int, bytes]], after: bytes) -> list[Entry]:
+    """Consecutive entries as a store holds them, opened and checked against each other.
+
+    Args:
+        tenant: Whose.
+        id_: Of which instance.
+        run: Of which run.
+        rows: (n, sealed entry), n rising by one.
+        after: The chain before the first of them.
+
+    Raises:
+        CorruptSnapshotError: One is damaged, or not the one that belongs behind the one before it.
+        UnsupportedStateError: Another wasman wrote one.
+    """
+    entries = []
+    for n, sealed in rows:
+        address = entry_address(tenant, id_, run, n)
+        entries.append(decode_entry(unseal(address, sealed, after=after), n, str(address)))
+        after = digest_of(sealed)
+    return entries

@@ -21,25 +21,25 @@ class Payload:
     """Bytes and what they are.
 
     Attributes:
-        digest: sha256 of the bytes, in hex.
         size: Length in bytes.
         content_type: A media type.
         codec: What the application's codec made of the bytes; "" for nothing.
         data: The bytes; None where only the reference has been read so far.
         blob: The name under which a large payload is kept with its run; "" for any other.
+        stated: What was stored as its sha256, in hex; "" where its bytes are here, or are sealed with what names them.
     """
 
-    digest: str
     size: int
     content_type: str = JSON
     codec: str = ""
-    data: bytes | None = field(default=None, repr=False, eq=False)
+    data: bytes | None = field(default=None, repr=False)
     blob: str = ""
+    stated: str = field(default="", eq=False)
 
     @classmethod
     def of(cls, data: bytes, content_type: str = JSON) -> Payload:
         """An envelope around `data`."""
-        return cls(hashlib.sha256(data).hexdigest(), len(data), content_type, "", data)
+        return cls(len(data), content_type, "", data)
 
     @classmethod
     def of_value(cls, value: Any) -> Payload:
@@ -52,10 +52,20 @@ class Payload:
         return self.size <= INLINE_LIMIT
 
     @property
+    def plain(self) -> bool:
+        """Whether its size says all of it: small, JSON, no codec."""
+        return self.size <= INLINE_LIMIT and self.content_type == JSON and not self.codec
+
+    @property
     def content(self) -> bytes:
         """The bytes, which must have been loaded."""
         assert self.data is not None, "the payload's bytes were not loaded"
         return self.data
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the bytes, in hex."""
+        return self.stated or hashlib.sha256(self.content).hexdigest()
 
     def value(self) -> Any:
         """What the JSON says."""
@@ -66,21 +76,23 @@ class Payload:
         return evolve(self, data=data)
 
     def as_json(self) -> dict[str, Any]:
-        """The stored form, without the bytes."""
-        fields: dict[str, Any] = {"sha256": self.digest, "size": self.size, "type": self.content_type}
+        """The stored form, without the bytes; what is as usual is left out."""
+        fields: dict[str, Any] = {"size": self.size}
+        if self.content_type != JSON:
+            fields["type"] = self.content_type
         if self.codec:
             fields["codec"] = self.codec
         if self.blob:
-            fields["blob"] = self.blob
+            fields["blob"], fields["sha256"] = self.blob, self.digest
         return fields
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Payload:
         """The inverse of `as_json`."""
         return cls(
-            str(fields["sha256"]),
             int(fields["size"]),
-            str(fields["type"]),
+            str(fields.get("type", JSON)),
             str(fields.get("codec", "")),
             blob=str(fields.get("blob", "")),
+            stated=str(fields.get("sha256", "")),
         )

@@ -1,6 +1,7 @@
 """What a store keeps of one instance besides its log and its blobs.
 
-The record is small and rewritten whole at every commit. What the store searches by, and what a claim changes (version,
+The record is small, and rewritten whole when it changes. Most commits only append to the log: where that ends stands in
+its `Tail`. What the store searches by, and what a claim changes (version,
 owner, takeovers), stands in the store's columns instead; see `wasman_host.store.protocol`.
 """
 
@@ -15,7 +16,7 @@ from attrs import asdict, evolve, field, frozen
 from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
-from wasman_host.oplog import EMPTY_CHAIN
+from wasman_host.guest.limits import STACK, GuestLimits
 from wasman_host.payload import Payload
 from wasman_host.store.protocol import CLOSED, Status
 
@@ -32,22 +33,37 @@ __all__ = [
     "encode_record",
 ]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @frozen
 class Limits:
-    """What a guest may use. Pinned at the start, because reaching one can change what the guest does.
+    """What one instance may use. At any of these its run is blocked, and goes on under a higher one.
+
+    None of them changes what the guest can observe, so the same run under a higher limit does the same.
 
     Attributes:
-        memory: Bytes of linear memory.
+        memory: Bytes of linear memory; looked at when the guest waits or ends, and every 10 ms while it computes.
+        table_elements: Elements that each of its tables may have.
+        stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
-        payload: Bytes of one request, response, input or result.
+        stored: Bytes that the run may have stored: log, payloads and snapshots.
+        request: Bytes that the guest may send at once: a request, its result.
+        response: Bytes that it may be given at once: a response, its input, its session.
     """
 
     memory: int = 256 * 1024 * 1024
+    table_elements: int = 1_000_000
+    stack: int = STACK
     turn_seconds: float = 10.0
-    payload: int = 16 * 1024 * 1024
+    stored: int = 1024 * 1024 * 1024
+    request: int = 16 * 1024 * 1024
+    response: int = 16 * 1024 * 1024
+
+    @property
+    def guest(self) -> GuestLimits:
+        """Those that a guest is made with."""
+        return GuestLimits(self.memory, self.table_elements, self.stack)
 
 
 @frozen
@@ -118,7 +134,7 @@ class Pinned:
                 "module": self.module,
                 "entry": self.entry,
                 "resume": self.resume,
-                "limits": {"memory": limits.memory, "turn_seconds": limits.turn_seconds, "payload": limits.payload},
+                "limits": asdict(limits),
                 "sources": {name: asdict(spec) for name, spec in self.sources.items()},
                 "sinks": {name: asdict(spec) for name, spec in self.sinks.items()},
                 "memo": self.memo,
@@ -158,15 +174,17 @@ class SnapshotReference:
 
     Attributes:
         entry: The first log entry that it does not contain.
-        chain: The log's chained digest before that entry.
+        chain: Digest of the entry before that one, in hex.
         deltas: Blob name and sealed digest of each delta over the image, oldest first.
         size: Their bytes together.
+        first: The bytes of the first of them.
     """
 
     entry: int
     chain: str
     deltas: Sequence[tuple[str, str]]
     size: int
+    first: int = 0
 
 
 @frozen
@@ -182,7 +200,7 @@ class Publishing:
 
 @frozen
 class Record:
-    """Everything that is persisted of a run besides its log and blobs.
+    """What is persisted of a run besides its log, its blobs, and the `Tail` of its log.
 
     Attributes:
         run: The run id.
@@ -190,9 +208,6 @@ class Record:
         status: Where it stands; the same as the store's column.
         reason: Why it is blocked, or what it waits for; "" else.
         error: The class of the error that blocked it, "" else.
-        entries: How many log entries there are.
-        chain: Digest chained over all of them, so that a missing or changed one shows.
-        time: The guest's clock: the time of the last entry.
         image: Digest of the base image it runs on, "" before its first turn or where the module has none.
         snapshot: The newest snapshot, or None.
         open: Operations that were committed before they were answered.
@@ -209,9 +224,6 @@ class Record:
     status: Status = Status.RUNNING
     reason: str = ""
     error: str = ""
-    entries: int = 0
-    chain: str = EMPTY_CHAIN
-    time: int = 0
     image: str = ""
     snapshot: SnapshotReference | None = None
     open: Sequence[OpenOperation] = ()
@@ -237,12 +249,9 @@ def encode_record(record: Record) -> bytes:
         "status": record.status.value,
         "reason": record.reason,
         "error": record.error,
-        "entries": record.entries,
-        "chain": record.chain,
-        "time": record.time,
         "image": record.image,
         "snapshot": snapshot
-        and {"entry": snapshot.entry, "chain": snapshot.chain, "deltas": snapshot.deltas, "size": snapshot.size},
+        and {"entry": snapshot.entry, "chain": snapshot.chain, "deltas": snapshot.deltas, "size": snapshot.size, "first": snapshot.first},
         "open": [
             {**asdict(operation), "failure": operation.failure and operation.failure.as_json()}
             for operation in record.open
@@ -287,7 +296,7 @@ def decode_record(data: bytes, place: str) -> Record:
         if fields["snapshot"]:
             given = fields["snapshot"]
             deltas = tuple((name, digest) for name, digest in given["deltas"])
-            fields["snapshot"] = SnapshotReference(given["entry"], given["chain"], deltas, given["size"])
+            fields["snapshot"] = SnapshotReference(given["entry"], given["chain"], deltas, given["size"], given["first"])
         if fields["result"]:
             result = Payload.of_json(fields["result"])
             fields["result"] = evolve(result, data=body) if result.inline else result

@@ -2,14 +2,15 @@
 
 The member opens with gunzip. Its header carries one extra subfield, "WM":
 
-    version u8 = 1 | length of the key id u8 | key id | sha256(address, data) 32 bytes | crc32(deflated body) u32
+    version u8 = 2 | length of the key id u8 | key id | sha256(address, after, deflated body) 32 bytes
 
 The key id is empty: nothing is encrypted yet. With a master key the member will be sealed under a data key, and the key
 id will say which; a reader that meets one today says so instead of guessing. The digest covers the address (tenant,
-instance, run, kind, position), so a row that was moved to another place is as damaged as one that was changed. The
-second checksum covers the few bits of a deflated body that carry no data.
+instance, run, kind, position), so a row that was moved to another place is as damaged as one that was changed. `after`
+is the digest of the member before it where members form a chain, as the entries of a log do: then the digest of the
+last one names all of them. It covers the bytes as they are stored, so that damage is found before anything is inflated.
 
-Reading is strict: exactly one member, exactly this header, checksum, length and digest right, nothing behind it.
+Reading is strict: exactly one member, exactly this header, digest, checksum and length right, nothing behind it.
 Source: RFC 1951 and 1952.
 """
 
@@ -26,14 +27,20 @@ from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 __all__ = ["Address", "digest_of", "seal", "unseal"]
 
 _START = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"  # deflate, FEXTRA, no time, unknown system
-_VERSION = 1
-_FIELD = 2 + 32 + 4
+_VERSION = 2
+_FIELD = 2 + 32
 _HEADER = _START + struct.pack("<H2sHBB", 4 + _FIELD, b"WM", _FIELD, _VERSION, 0)
 _DIGEST_AT = len(_HEADER)
-_CHECK_AT = _DIGEST_AT + 32
-_DATA_AT = _CHECK_AT + 4
+_BODY_AT = _DIGEST_AT + 32
 _LEVEL = 1
-_STORED = 2048  # bytes up to which a stored block is used: deflating a record takes 15 us and saves half a kilobyte
+_STORED = 2048  # bytes up to which stored blocks are used: deflating a record takes 15 us and saves half a kilobyte
+_BLOCK = 65535  # bytes in one stored block, RFC 1951 3.2.4
+_AT_MOST = 256 * 1024 * 1024  # bytes of anything that no limit of its own is given for
+
+_sha256 = hashlib.sha256
+_crc32 = isal_zlib.crc32
+_stored_head = struct.Struct("<BHH").pack
+_trailer = struct.Struct("<II")
 
 
 @frozen
@@ -58,46 +65,83 @@ class Address:
         place = f"{self.kind} {self.position}".rstrip()
         return f"{place} of run {self.run} of {self.id!r}" if self.run else place
 
+    @property
+    def encoded(self) -> bytes:
+        """What the digest covers of it."""
+        fields = f"{self.tenant}\0{self.id}\0{self.run}\0{self.kind}\0{self.position}\0"
+        return fields.encode("utf-8", "surrogatepass")
 
-def _digest(address: Address, data: bytes) -> bytes:
-    fields = f"{address.tenant}\0{address.id}\0{address.run}\0{address.kind}\0{address.position}\0"
-    return hashlib.sha256(fields.encode("utf-8", "surrogatepass") + data).digest()
 
-
-def seal(address: Address, data: bytes) -> bytes:
-    """`data` as it is stored at `address`."""
+def _stored_blocks(data: bytes) -> bytes:
+    """`data` as deflate keeps bytes that it does not compress."""
     length = len(data)
-    if length <= _STORED:
-        body = b"".join((b"\x01", struct.pack("<HH", length, length ^ 0xFFFF), data))  # one final block, RFC 1951 3.2.4
+    if length <= _BLOCK:
+        return _stored_head(1, length, length ^ 0xFFFF) + data
+    parts = []
+    for at in range(0, length, _BLOCK):
+        part = data[at : at + _BLOCK]
+        parts += (_stored_head(at + _BLOCK >= length, len(part), len(part) ^ 0xFFFF), part)
+    return b"".join(parts)
+
+
+def seal(address: Address | bytes, data: bytes, *, after: bytes = b"", deflate: bool = True) -> bytes:
+    """`data` as it is stored at `address`.
+
+    Args:
+        address: Where, or its encoded form.
+        data: What.
+        after: Digest of the member before it in a chain, b"" for what is in none.
+        deflate: False to leave it uncompressed, for stores in which reading soon matters more than size.
+    """
+    if len(data) <= _STORED or not deflate:
+        body = _stored_blocks(data)
     else:
         body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
-    trailer = struct.pack("<II", isal_zlib.crc32(data), length & 0xFFFFFFFF)
-    return b"".join((_HEADER, _digest(address, data), struct.pack("<I", isal_zlib.crc32(body)), body, trailer))
+    place = address if type(address) is bytes else address.encoded  # type: ignore[union-attr]
+    digest = _sha256(b"".join((place, after, body))).digest()
+    return b"".join((_HEADER, digest, body, _trailer.pack(_crc32(data), len(data) & 0xFFFFFFFF)))
 
 
-def unseal(address: Address, sealed: bytes | None) -> bytes:
+def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_most: int = _AT_MOST) -> bytes:
     """What was sealed for `address`.
+
+    Args:
+        address: Where.
+        sealed: What the store gave.
+        after: As it was when it was sealed.
+        at_most: Bytes that it may hold; more is not even inflated.
 
     Raises:
         CorruptSnapshotError: The bytes are missing (None), damaged, or were sealed for another place.
-        UnsupportedStateError: They were sealed by a newer wasman, or with a key.
+        UnsupportedStateError: They were sealed by another version of wasman, or with a key.
     """
     if sealed is None:
         message = f"{address} is missing from the store; restore it from a backup, then unblock"
         raise CorruptSnapshotError(message)
     if sealed[:_DIGEST_AT] != _HEADER:
-        if sealed[: len(_START)] == _START and sealed[12:14] == b"WM" and len(sealed) > _DATA_AT:
+        if sealed[: len(_START)] == _START and sealed[12:14] == b"WM" and len(sealed) > _BODY_AT:
             message = (
-                f"{address} was sealed with a key or by a newer wasman; use a wasman that knows version {sealed[16]}"
+                f"{address} was sealed with a key or by another wasman; use a wasman that knows version {sealed[16]}"
             )
             raise UnsupportedStateError(message)
         raise _damaged(address, "does not begin as a sealed gzip member")
-    if len(sealed) < _DATA_AT + 8:
+    if len(sealed) < _BODY_AT + 8:
         raise _damaged(address, "is truncated")
-    body = sealed[_DATA_AT:-8]
-    if isal_zlib.crc32(body) != struct.unpack_from("<I", sealed, _CHECK_AT)[0]:
+    body = sealed[_BODY_AT:-8]
+    if _sha256(b"".join((address.encoded, after, body))).digest() != sealed[_DIGEST_AT:_BODY_AT]:
+        raise _damaged(address, "fails its digest, or belongs to another place")
+    checksum, length = _trailer.unpack_from(sealed, len(sealed) - 8)
+    if length > at_most:
+        raise _damaged(address, f"says that it holds {length:,} bytes, and no more than {at_most:,} belong there")
+    data = _inflated(address, body, length)
+    if _crc32(data) != checksum:
         raise _damaged(address, "fails its checksum")
-    checksum, length = struct.unpack_from("<II", sealed, len(sealed) - 8)
+    return data
+
+
+def _inflated(address: Address, body: bytes, length: int) -> bytes:
+    if body[:5] == _stored_head(1, length & 0xFFFF, length & 0xFFFF ^ 0xFFFF) and len(body) == 5 + length:
+        return body[5:]  # one stored block, as all that is small
     inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     try:
         # One byte more than announced is asked for, so that a longer member shows without being inflated whole.
@@ -106,16 +150,12 @@ def unseal(address: Address, sealed: bytes | None) -> bytes:
         raise _damaged(address, f"cannot be inflated ({error})") from error
     if len(data) != length or not inflate.eof or inflate.unused_data:
         raise _damaged(address, "has another length than it says")
-    if isal_zlib.crc32(data) != checksum:
-        raise _damaged(address, "fails its checksum")
-    if _digest(address, data) != sealed[_DIGEST_AT:_CHECK_AT]:
-        raise _damaged(address, "fails its digest, or belongs to another place")
     return bytes(data)
 
 
-def digest_of(sealed: bytes) -> str:
-    """The digest that `seal` put into the header, in hex. It names the content and the place together."""
-    return sealed[_DIGEST_AT:_CHECK_AT].hex()
+def digest_of(sealed: bytes) -> bytes:
+    """The digest that `seal` put into the header. It names the content, the place and all that it comes after."""
+    return sealed[_DIGEST_AT:_BODY_AT]
 
 
 def _damaged(address: Address, what: str) -> CorruptSnapshotError:

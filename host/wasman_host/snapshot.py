@@ -8,19 +8,43 @@ its image and the chain of deltas over it by digest, so an old delta can never b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
+from wasman_host.guest.memory import PAGE
 
-__all__ = ["PAGE", "Delta", "apply", "changed", "decode_delta", "difference", "encode_delta"]
+if TYPE_CHECKING:
+    from wasman_host.record import SnapshotReference
 
-PAGE = 4096
+__all__ = ["Delta", "SnapshotPolicy", "decode_delta", "encode_delta", "parts_of", "runs_of"]
+
 _VERSION = 1
-_BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
+
+
+@frozen
+class SnapshotPolicy:
+    """When a chain of deltas is merged into one over the module's image.
+
+    Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
+    differs from the image again.
+
+    Attributes:
+        max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
+        max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.
+    """
+
+    max_chain: int = 16
+    max_bytes: int = 16 * 1024 * 1024
+
+    def folds(self, snapshot: SnapshotReference | None) -> bool:
+        """Whether the next delta is taken over the image, and not over `snapshot`."""
+        if snapshot is None:
+            return True
+        return len(snapshot.deltas) >= self.max_chain or snapshot.size - snapshot.first > self.max_bytes
 
 
 @frozen
@@ -39,45 +63,31 @@ class Delta:
     parent: str
     size: int
     runs: Sequence[tuple[int, int]]
-    pages: bytes = field(repr=False)
+    pages: bytes | memoryview = field(repr=False)
     globals: Sequence[tuple[int, bytes]] = ()
     state: dict[str, Any] = field(factory=dict)
 
 
-def changed(old: bytes, new: bytes) -> list[tuple[int, int]]:
-    """Runs of pages in which `new` differs from `old`; what `old` lacks counts as zeros."""
-    before, after = memoryview(old), memoryview(new)
-    zeros = memoryview(bytes(_BLOCK))
+def runs_of(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive pages; `pages` rise."""
     runs: list[tuple[int, int]] = []
-    for block in range(0, len(new), _BLOCK):
-        known = before[block : block + _BLOCK] if block < len(old) else zeros
-        if after[block : block + _BLOCK] == known:
-            continue
-        for at in range(block, min(block + _BLOCK, len(new)), PAGE):
-            known = before[at : at + PAGE] if at < len(old) else zeros[:PAGE]
-            if after[at : at + PAGE] != known:
-                page = at // PAGE
-                if runs and sum(runs[-1]) == page:
-                    runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-                else:
-                    runs.append((page, 1))
+    for page in pages:
+        if runs and sum(runs[-1]) == page:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
     return runs
 
 
-def difference(old: bytes, new: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """The runs of changed pages and their bytes."""
-    runs = changed(old, new)
-    return runs, b"".join(new[first * PAGE : (first + count) * PAGE] for first, count in runs)
-
-
-def apply(memory: bytearray, delta: Delta) -> None:
-    """Lay `delta` over `memory`, which grows to the delta's size."""
-    if len(memory) < delta.size:
-        memory.extend(bytes(delta.size - len(memory)))
+def parts_of(delta: Delta) -> list[tuple[int, memoryview]]:
+    """The bytes of each run, with its offset in the memory."""
+    pages = memoryview(delta.pages)
+    parts = []
     at = 0
     for first, count in delta.runs:
-        memory[first * PAGE : (first + count) * PAGE] = delta.pages[at : at + count * PAGE]
+        parts.append((first * PAGE, pages[at : at + count * PAGE]))
         at += count * PAGE
+    return parts
 
 
 def encode_delta(delta: Delta) -> bytes:
@@ -100,9 +110,10 @@ def decode_delta(data: bytes, place: str) -> Delta:
         UnsupportedStateError: A newer wasman wrote it.
         CorruptSnapshotError: It is not what it should be; `place` names it.
     """
-    head, _, pages = data.partition(b"\n")
+    end = data.find(b"\n")
+    pages = memoryview(data)[end + 1 :]
     try:
-        fields = json.loads(head)
+        fields = json.loads(data[: max(end, 0)])
         if fields["v"] != _VERSION:
             message = f"{place} was written by a newer wasman (version {fields['v']}); use that one"
             raise UnsupportedStateError(message)

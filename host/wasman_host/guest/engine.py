@@ -1,4 +1,8 @@
-"""The process-wide wasmtime engine: settings that decide what a guest can do, and the ticker that makes it yield."""
+"""The wasmtime engines of this process: settings that decide what a guest can do, and the ticker that makes it yield.
+
+There is one engine for each depth that guests' calls may nest, because that is an engine's setting. What is compiled
+does not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,21 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from attrs import frozen
 from wasmtime import Config, Engine, _ffi
 
 from wasman_host.guest import capi
+from wasman_host.guest.limits import MAX_STACK, STACK, STACK_STEP
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Mapping
 
-__all__ = ["SETTINGS", "TICK", "engine", "snapshot_engine", "ticker"]
+__all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "snapshot_engine", "ticker"]
 
 SETTINGS = "1"  # kept in every record: raise it when a setting below changes what a guest can observe
 TICK = 0.01  # seconds between two epochs: how long a busy guest may keep the event loop
-_WASM_STACK = 512 * 1024  # bytes a guest's calls may nest
-_FIBER_STACK = 2 * 1024 * 1024  # bytes of the native stack; what the guest leaves of it is for host functions
+_ABOVE = 1536 * 1024  # bytes of the native stack beyond the guest's: for host functions
 
 # Shared memory needs threads, threads race; the others are proposals whose state no snapshot holds.
 _OFF = (
@@ -32,7 +38,7 @@ _OFF = (
 _OFF_FOR_SNAPSHOTS = ("reference_types", "tail_call", "relaxed_simd")
 
 
-def _config(features_off: tuple[str, ...]) -> Config:
+def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
     config = Config()
     config.epoch_interruption = True
     switches: Mapping[str, bool] = {f"wasm_{name}": False for name in features_off}
@@ -44,8 +50,8 @@ def _config(features_off: tuple[str, ...]) -> Config:
         "shared_memory": False,
     }.items():
         _set(config, name, on)
-    _set_size(config, "max_wasm_stack", _WASM_STACK)
-    _set_size(config, "async_stack_size", _FIBER_STACK)
+    _set_size(config, "max_wasm_stack", stack)
+    _set_size(config, "async_stack_size", stack + _ABOVE)
     return config
 
 
@@ -57,10 +63,30 @@ def _set_size(config: Config, name: str, size: int) -> None:
     getattr(_ffi, f"wasmtime_config_{name}_set")(config.ptr(), size)
 
 
-@functools.cache
+@frozen(eq=False)
+class GuestEngine:
+    """An engine that guests run on, and its C address."""
+
+    engine: Engine
+    address: ctypes.c_void_p
+
+
+_engines: dict[int, GuestEngine] = {}
+
+
+def engine_of(stack: int) -> GuestEngine:
+    """The engine for guests whose calls may nest `stack` bytes, rounded up to 64 KiB."""
+    depth = min(max(-(-stack // STACK_STEP), 1) * STACK_STEP, MAX_STACK)
+    found = _engines.get(depth)
+    if found is None:
+        made = Engine(_config(_OFF, depth))
+        found = _engines.setdefault(depth, GuestEngine(made, capi.address(made)))
+    return found
+
+
 def engine() -> Engine:
-    """The engine that all guests of this process run on."""
-    return Engine(_config(_OFF))
+    """The engine that modules are compiled by, and that most guests run on."""
+    return engine_of(STACK).engine
 
 
 @functools.cache
@@ -91,12 +117,12 @@ class _Ticker:
         return inside
 
     def _run(self) -> None:
-        clock = engine()
         while True:
             self._awake.wait()
             self._entered = False
             time.sleep(TICK)
-            clock.increment_epoch()
+            for one in list(_engines.values()):
+                one.engine.increment_epoch()
             if not self._running():
                 self._awake.clear()
                 if self._running():  # it was entered between the two lines above

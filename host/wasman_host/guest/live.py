@@ -16,20 +16,24 @@ from attrs import frozen
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
-from wasman_host.guest.engine import engine, ticker
+from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
+from wasman_host.guest.memory import PAGE, maps
 
 if TYPE_CHECKING:
+    from wasman_host.guest.limits import GuestLimits
+    from wasman_host.guest.memory import Image
     from wasman_host.guest.module import GuestModule
     from wasman_host.guest.world import World
 
-__all__ = ["Ended", "Guest", "Parked", "Trapped", "Yielded"]
+__all__ = ["Ended", "Exceeded", "Guest", "Parked", "Trapped", "Yielded"]
 
 _WASM_PAGE = 65536
 _KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
-_UNREACHABLE = 9
+_MAX_MEMORY = 4 * 1024**3  # what a module can address
+_MAX_PARTS = 8  # tables of a module
 
 
 @frozen
@@ -61,48 +65,67 @@ class Trapped:
     Attributes:
         message: What the trap is, in one line.
         backtrace: The wasm frames, innermost first.
-        limit: Which limit of the instance it ran into, or "" for a fault of its own.
     """
 
     message: str
     backtrace: str
+
+
+@frozen
+class Exceeded:
+    """The guest used more than its instance may, and does not run again.
+
+    Attributes:
+        limit: "memory" or "stack".
+        used: Bytes, 0 where they were not counted.
+        backtrace: The wasm frames where there are some, innermost first.
+    """
+
     limit: str
+    used: int = 0
+    backtrace: str = ""
 
 
 class Guest:
     """One instance of a module in a store of its own.
 
     Attributes:
+        base: Where its linear memory begins, an address of this process.
         world: What WASI shows it: clock, random, output.
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
     """
 
-    def __init__(self, module: GuestModule, world: World, memory_limit: int) -> None:
+    def __init__(self, module: GuestModule, world: World, limits: GuestLimits) -> None:
         """Instantiate `module`; no code of it runs.
 
         Raises:
-            GuestLimitError: Its initial memory is larger than `memory_limit` bytes.
+            GuestLimitError: It wants more to begin with than it may have.
         """
         self.module = module
         self.world = world
         self.request: Request | None = None
         self.stopping: BaseException | None = None
-        self._limit = memory_limit
+        self._limits = limits
         self._future: int | None = None
         self._answer: int | None = None
         self._slot = self._slot_kind = 0
         self._spent = 0.0
         self._yielded = False
         self._trap, self._error = ctypes.c_void_p(), ctypes.c_void_p()
-        self._store: int | None = capi.store_new(capi.address(engine()), None, None)
-        capi.limit(self._store, memory_limit, 1_000_000, 1, 8, 1)
+        self._image: Image | None = None
+        self._functions: dict[str, capi.Extern] = {}
+        prepared = module.prepared(limits.stack)
+        self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
+        # Memory is limited by looking at it (`_over`): a guest that is refused a growth would go on, and do otherwise
+        # than under a higher limit.
+        capi.limit(self._store, _MAX_MEMORY, limits.table_elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
         capi.set_epoch_deadline(self._context, 1)
         capi.yield_at_epoch(self._context, 1)
         self._instance = capi.Instance()
         future = capi.instantiate_async(
-            capi.address(module.prepared),
+            prepared,
             self._context,
             addressof(self._instance),
             addressof(self._trap),
@@ -115,20 +138,28 @@ class Guest:
         problem = self._take_problem()
         if problem is not None:
             self.close()
-            if "memory" in problem and "limit" in problem:
-                pages = module.binary.memory[0] if module.binary.memory else 0
+            if "table" in problem and "limit" in problem:
                 message = (
-                    f"the module wants {pages * _WASM_PAGE:,} bytes of memory to begin with and the instance may have "
-                    f"{memory_limit:,}; raise the limit and unblock"
+                    f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that the "
+                    f"instance may have; raise the limit and unblock"
                 )
                 raise GuestLimitError(message)
             raise InvalidModuleError(problem)
         self._memory = self._export("memory")
+        self._memory_address = addressof(self._memory.of.memory)
         self._globals = [(_KINDS[kind], self._export(name)) for name, kind in module.binary.globals]
-        self._base = capi.memory_data(self._context, addressof(self._memory.of.memory))
+        self.base: int = capi.memory_data(self._context, self._memory_address)
         self._size = 0
         self._view = memoryview(b"")
         self._measure()
+        if self._size > limits.memory:
+            size = self._size
+            self.close()
+            message = (
+                f"the module wants {size:,} bytes of memory to begin with and the instance may have "
+                f"{limits.memory:,}; raise the limit and unblock"
+            )
+            raise GuestLimitError(message)
 
     def _export(self, name: str) -> capi.Extern:
         export, encoded = capi.Extern(), name.encode()
@@ -143,7 +174,9 @@ class Guest:
         assert self._future is None, "a guest runs one function at a time"
         kinds = [_KINDS[kind] for kind in self.module.exports[name].params]
         self._results_kinds = [_KINDS[kind] for kind in self.module.exports[name].results]
-        self._function = self._export(name)
+        if name not in self._functions:
+            self._functions[name] = self._export(name)
+        function = self._functions[name]
         self._args = (capi.Value * max(1, len(args)))()
         self._results = (capi.Value * max(1, len(self._results_kinds)))()
         for place, (kind, value) in enumerate(zip(kinds, args, strict=True)):
@@ -154,7 +187,7 @@ class Guest:
                 self._args[place].of.i64 = ctypes.c_int64(value).value
         self._future = capi.call_async(
             self._context,
-            addressof(self._function.of.func),
+            addressof(function.of.func),
             addressof(self._args),
             len(kinds),
             addressof(self._results),
@@ -163,8 +196,11 @@ class Guest:
             addressof(self._error),
         )
 
-    def resume(self) -> Parked | Yielded | Ended | Trapped:
-        """Run the guest until it waits, yields or ends. Raises what a host function raised."""
+    def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
+        """Run the guest until it waits, yields or ends. Raises what a host function raised.
+
+        A guest that has more memory than it may is seen at the next of these, at the latest after one tick.
+        """
         assert self._future is not None, "the guest was entered"
         current.guest = self
         inside = ticker().enter()
@@ -181,14 +217,18 @@ class Guest:
         if done:
             capi.future_delete(self._future)
             self._future = None
+            self._spent, self._yielded = 0.0, False
             return self._ended()
+        self._measure()
+        if self._size > self._limits.memory:
+            return Exceeded("memory", self._size)
         if self.request is not None:
             self._spent, self._yielded = 0.0, False
             return Parked(self.request)
         self._yielded = True
         return Yielded(self._spent)
 
-    def _ended(self) -> Ended | Trapped:
+    def _ended(self) -> Ended | Trapped | Exceeded:
         stopping, self.stopping = self.stopping, None
         code = capi.trap_code(self._trap.value) if self._trap.value else None
         problem = self._take_problem()
@@ -196,6 +236,9 @@ class Guest:
             return Ended(code=stopping.code)
         if stopping is not None:
             raise stopping
+        self._measure()
+        if self._size > self._limits.memory:
+            return Exceeded("memory", self._size)
         if problem is None:
             values = [
                 self._results[place].of.i32 if kind == 0 else self._results[place].of.i64
@@ -204,19 +247,11 @@ class Guest:
             return Ended(values)
         _, _, rest = problem.partition("wasm backtrace:")
         backtrace, _, cause = rest.partition("Caused by:")
-        reason = (cause or problem).strip().splitlines()[-1].strip()
-        limit = ""
+        frames = backtrace.strip("\n").rstrip()
         if code == _STACK_OVERFLOW:
-            limit = "stack"
-        elif code == _UNREACHABLE and self.near_memory_limit:
-            limit = "memory"
-        return Trapped(reason, backtrace.strip("\n").rstrip(), limit)
-
-    @property
-    def near_memory_limit(self) -> bool:
-        """Whether doubling the memory would exceed its limit: what allocators try first, and then give up."""
-        self._measure()
-        return 2 * self._size > self._limit
+            return Exceeded("stack", backtrace=frames)
+        reason = (cause or problem).strip().splitlines()[-1].strip()
+        return Trapped(reason, frames)
 
     def _take_problem(self) -> str | None:
         if self._trap.value:
@@ -254,7 +289,7 @@ class Guest:
     # Memory. Guest pointers are hostile: every one is checked against the memory's present size.
 
     def _measure(self) -> None:
-        size = capi.memory_size(self._context, addressof(self._memory.of.memory))
+        size = capi.memory_size(self._context, self._memory_address)
         if size != self._size:
             self._size = size
             self._view = memoryview((ctypes.c_ubyte * size).from_address(self._base)).cast("B")
@@ -283,10 +318,17 @@ class Guest:
         view[:] = data
         return True
 
-    def memory(self) -> bytes:
-        """All of the linear memory."""
+    def memory(self) -> memoryview:
+        """All of the linear memory; valid until the guest runs again or is closed."""
         self._measure()
-        return bytes(self._view)
+        return self._view
+
+    def written(self) -> int:
+        """Bytes of memory that this guest has for itself: pages it has written, or all where that cannot be told."""
+        self._measure()
+        if self._image is None or not maps():
+            return self._size
+        return PAGE * sum(count for _, count in self._image.written(self.base, self._size))
 
     def globals(self) -> list[tuple[int, bytes]]:
         """The mutable globals in the module's order: (value kind, value bytes)."""
@@ -298,37 +340,41 @@ class Guest:
             values.append((kind, ctypes.string_at(addressof(value) + 8, _WIDTHS[kind])))
         return values
 
-    def restore(
-        self, memory: bytes | bytearray, values: Sequence[tuple[int, bytes]], *, keep: int | None = None
-    ) -> None:
+    def restore(self, image: Image, values: Sequence[tuple[int, bytes]], *, keep: int | None = None) -> None:
         """Make memory and globals what they were; the global at place `keep` keeps its present value.
 
         Raises:
             GuestLimitError: The memory is larger than the instance may have now.
         """
-        self._measure()
-        if len(memory) > self._size:
+        if image.size > self._limits.memory:
+            message = (
+                f"the snapshot holds {image.size:,} bytes of memory and the instance may have {self._limits.memory:,}; "
+                f"raise the limit and unblock"
+            )
+            raise GuestLimitError(message)
+        if image.size > self._size:
             before = ctypes.c_uint64()
-            pages = (len(memory) - self._size) // _WASM_PAGE
-            error = capi.memory_grow(self._context, addressof(self._memory.of.memory), pages, byref(before))
+            pages = (image.size - self._size) // _WASM_PAGE
+            error = capi.memory_grow(self._context, self._memory_address, pages, byref(before))
             if error:
-                capi.error_text(error)
-                message = (
-                    f"the snapshot holds {len(memory):,} bytes of memory and the instance may have {self._limit:,}; "
-                    f"raise the limit and unblock"
-                )
-                raise GuestLimitError(message)
+                message = f"the snapshot's memory does not fit its module: {capi.error_text(error)}; restore a backup"
+                raise InvalidModuleError(message)
             self._measure()
-        self._view[: len(memory)] = memory
+        self.lay(image)
         value = capi.Value()
+        at = addressof(value) + 8
         for place, ((kind, data), (_, export)) in enumerate(zip(values, self._globals, strict=True)):
             if place == keep:
                 continue
             value.kind = ctypes.c_uint8(kind)
-            ctypes.memset(addressof(value) + 8, 0, 16)
-            ctypes.memmove(addressof(value) + 8, data, len(data))
+            ctypes.memmove(at, data.ljust(16, b"\0"), 16)
             error = capi.global_set(self._context, addressof(export.of.global_), addressof(value))
             assert not error, capi.error_text(error)
+
+    def lay(self, image: Image) -> None:
+        """Lay an image under the memory, which is at least as large."""
+        image.lay(self.base)
+        self._image = image
 
     def close(self) -> None:
         """Drop the guest, parked or not. Its views become invalid."""

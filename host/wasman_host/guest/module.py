@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from wasmtime import InstancePre, Linker, Module, WasmtimeError
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
-from wasman_host.guest import abi_v0, wasi
+from wasman_host.guest import abi_v0, capi, wasi
 from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, parse
-from wasman_host.guest.engine import engine, snapshot_engine
+from wasman_host.guest.engine import GuestEngine, engine, engine_of, snapshot_engine
 from wasman_host.guest.imports import linker_of
-from wasman_host.guest.live import Ended, Guest, Trapped, Yielded
+from wasman_host.guest.limits import STACK
+from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import ctypes
 
-__all__ = ["GuestModule", "Image", "check", "compile_module", "digest", "entry_of", "initial_image"]
+    from wasman_host.guest.limits import GuestLimits
+
+__all__ = ["GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
 
 _FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS]
 _KNOWN = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
@@ -31,8 +34,8 @@ _ABI_V1 = "wasman_abi"
 
 
 @functools.cache
-def _linker() -> tuple[Linker, list[Any]]:
-    return linker_of(engine(), _FUNCTIONS)
+def _linker(on: GuestEngine) -> tuple[Linker, list[Any]]:
+    return linker_of(on.engine, _FUNCTIONS)
 
 
 def digest(data: bytes) -> str:
@@ -123,22 +126,30 @@ class GuestModule:
     Attributes:
         digest: sha256 of the bytes as they were given, in hex.
         binary: What its sections say; its `data` is the rewritten module.
-        prepared: wasmtime's prepared instance.
         snapshots: "" where memory and globals are all of its state, else why they are not.
         reentrant: Whether it declares that its entry may be called anew over its old memory.
+        exports: Exported functions, the one that was a start section included.
     """
 
     digest: str
     binary: ModuleBinary
-    prepared: InstancePre = field(repr=False)
     snapshots: str
     reentrant: bool
+    exports: Mapping[str, Function] = field(repr=False)
     _compiled: Module = field(repr=False)
+    _prepared: dict[GuestEngine, tuple[InstancePre, ctypes.c_void_p]] = field(factory=dict, repr=False)
 
-    @property
-    def exports(self) -> Mapping[str, Function]:
-        """Exported functions, the one that was a start section included."""
-        return {**self.binary.functions, START_EXPORT: Function((), ())}
+    def prepared(self, stack: int) -> ctypes.c_void_p:
+        """wasmtime's prepared instance, for guests whose calls may nest `stack` bytes."""
+        on = engine_of(stack)
+        found = self._prepared.get(on)
+        if found is None:
+            module = self._compiled
+            if on is not engine_of(STACK):
+                module = Module.deserialize(on.engine, self._compiled.serialize())
+            prepared = _linker(on)[0].instantiate_pre(module)
+            found = self._prepared.setdefault(on, (prepared, capi.address(prepared)))
+        return found[1]
 
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
@@ -159,7 +170,6 @@ def compile_module(data: bytes, name: str) -> GuestModule:
     binary = check(data, name)
     try:
         compiled = Module(engine(), binary.data)
-        prepared = _linker()[0].instantiate_pre(compiled)
     except WasmtimeError as error:
         message = f"{name} cannot be compiled: {_sentence(error)}"
         raise InvalidModuleError(message) from error
@@ -168,18 +178,20 @@ def compile_module(data: bytes, name: str) -> GuestModule:
         Module.validate(snapshot_engine(), binary.data)
     except WasmtimeError as error:
         snapshots = f"its tables may change while it runs: {_sentence(error)}"
-    return GuestModule(
+    module = GuestModule(
         digest=digest(data),
         binary=binary,
-        prepared=prepared,
         snapshots=snapshots,
         reentrant=_REENTRANT in binary.functions,
+        exports={**binary.functions, START_EXPORT: Function((), ())},
         compiled=compiled,
     )
+    module.prepared(STACK)
+    return module
 
 
 @frozen
-class Image:
+class InitialState:
     """A module's state when its initialisation has ended, the same for every instance on every machine.
 
     Attributes:
@@ -193,14 +205,14 @@ class Image:
     unfinished: str = ""
 
 
-def initial_image(module: GuestModule, entry: str, memory_limit: int) -> Image:
+def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> InitialState:
     """Instantiate `module` and run its initialisers.
 
     Raises:
         InvalidModuleError: An initialiser traps, exits with an error, or never ends.
-        GuestLimitError: It wants more memory than `memory_limit` bytes.
+        GuestLimitError: It wants more than `limits` allow.
     """
-    guest = Guest(module, initial_world(), memory_limit)
+    guest = Guest(module, initial_world(), limits)
     try:
         for name in module.initialisers(entry):
             guest.enter(name)
@@ -210,17 +222,21 @@ def initial_image(module: GuestModule, entry: str, memory_limit: int) -> Image:
                     raise InvalidModuleError(message)
             if guest.world.wanted_host:
                 break  # it needs a run to call the host, whatever has become of it without
+            if isinstance(ended, Exceeded):
+                used = f" ({ended.used:,} bytes)" if ended.used else ""
+                message = (
+                    f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}{used}; raise the limit, "
+                    f"then unblock\n{ended.backtrace}"
+                )
+                raise GuestLimitError(message)
             if isinstance(ended, Trapped):
-                if ended.limit:
-                    message = f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}: {ended.message}"
-                    raise GuestLimitError(message)
                 message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
                 raise InvalidModuleError(message)
             assert isinstance(ended, Ended), "nothing waits while a module is initialised"
             if ended.code:
                 message = f"module {module.digest[:12]}: {name} exited with code {ended.code}"
                 raise InvalidModuleError(message)
-        return Image(guest.memory(), guest.globals(), guest.world.wanted_host)
+        return InitialState(bytes(guest.memory()), guest.globals(), guest.world.wanted_host)
     finally:
         guest.close()
 

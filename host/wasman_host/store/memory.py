@@ -15,7 +15,21 @@ from attrs import define, evolve, field
 from typing_extensions import override
 
 from wasman_host.errors import CorruptSnapshotError, InvalidArgumentError, StoreUnavailableError
-from wasman_host.store.protocol import CLOSED, Claim, Key, Lost, Message, Page, Sent, Status, Store, Stored, Unread, Won
+from wasman_host.store.protocol import (
+    CLOSED,
+    Claim,
+    Key,
+    Lost,
+    Message,
+    Page,
+    Sent,
+    Status,
+    Step,
+    Store,
+    Stored,
+    Unread,
+    Won,
+)
 from wasman_host.store.rules import (
     REMEMBER_CONSUMED,
     check_change,
@@ -25,6 +39,7 @@ from wasman_host.store.rules import (
     claimable,
     cursor_after,
     matches,
+    step_verdict,
     verdict,
 )
 from wasman_host.store.watchers import Watchers
@@ -58,11 +73,15 @@ class MemoryStore(Store):
         clock: Gives the time in ns since 1970; for tests.
     """
 
+    deflates = False  # inflating what is read back takes longer than everything else about it
+
     def __init__(self, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
         self._is_open = False
         self._numbers = 0
         self._instances: dict[Key, _Instance] = {}
+        self._free: dict[Key, _Instance] = {}  # open ones that nobody owns: what a claim looks through
+        self._owned: dict[str, dict[Key, _Instance]] = {}
         self._logs: dict[str, dict[int, bytes]] = {}
         self._blobs: dict[str, dict[str, bytes]] = {}
         self._modules: dict[str, bytes] = {}
@@ -112,9 +131,13 @@ class MemoryStore(Store):
     # -- changes ------------------------------------------------------------------------------------------------------
 
     @override
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
             check_change(change)
+        if len(changes) == 1 and isinstance(changes[0], Step):
+            result = self._step(changes[0])
+            await self._turn()
+            return [result]
         results: list[Won | Lost | Unread | Exception] = []
         touched: list[Key] = []
         for change in changes:
@@ -131,7 +154,9 @@ class MemoryStore(Store):
         found = [self._instances[key].stored for key in keys if key in self._instances]
         return any(stored is not None and (stored.columns.owner is None or stored.mail > 0) for stored in found)
 
-    def _apply(self, change: Change, touched: list[Key]) -> Won | Lost | Unread:
+    def _apply(self, change: Change | Step, touched: list[Key]) -> Won | Lost | Unread:
+        if isinstance(change, Step):
+            return self._step(change)
         key, stored = change.key, self._stored(change.key)
         found, unconsumed = None, 0
         if stored is not None:
@@ -159,6 +184,38 @@ class MemoryStore(Store):
             self._deliver(message, touched)
         return won
 
+    def _step(self, step: Step) -> Won | Lost:
+        stored = self._stored(step.key)
+        found = None if stored is None else (stored.run, stored.version, stored.nonce, stored.mail)
+        decided = step_verdict(step, found)
+        if decided is not None or stored is None:
+            return decided or Lost(None)
+        self._check_fresh(step, stored)
+        columns = stored.columns if not stored.columns.takeovers else evolve(stored.columns, takeovers=0)
+        self._instances[step.key].stored = Stored(
+            step.key, step.run, step.version + 1, step.nonce, columns, stored.record, stored.mail, step.tail
+        )
+        self._keep(step)
+        return Won(step.version + 1, 0)
+
+    def _keep(self, change: Change | Step) -> None:
+        """What a change adds to its run beside the record."""
+        if change.entries:
+            self._logs.setdefault(change.run, {}).update(change.entries)
+        if change.blobs:
+            self._blobs.setdefault(change.run, {}).update((blob.name, blob.data) for blob in change.blobs)
+
+    def _owner_is(self, instance: _Instance, stored: Stored, before: Stored | None) -> None:
+        """Keep in mind whose the instance is now."""
+        if before is not None and before.columns.owner is not None:
+            self._owned.get(before.columns.owner, {}).pop(stored.key, None)
+        if stored.columns.status in CLOSED or stored.columns.owner is not None:
+            self._free.pop(stored.key, None)
+        else:
+            self._free[stored.key] = instance
+        if stored.columns.owner is not None:
+            self._owned.setdefault(stored.columns.owner, {})[stored.key] = instance
+
     def _put(self, change: Change, record: bytes, columns: Columns, stored: Stored | None) -> Won:
         key = change.key
         self._check_fresh(change, stored)
@@ -170,21 +227,25 @@ class MemoryStore(Store):
             version, mail = stored.version + 1, stored.mail - len(change.consumes)
         instance = self._instances[key]
         columns = evolve(columns, attributes=dict(columns.attributes))
-        instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail)
+        instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail, change.tail)
+        self._owner_is(instance, instance.stored, stored)
         instance.runs.add(change.run)
         now = self.now()
         for message in change.consumes:
             instance.consumed.add(message)
             self._to_forget.append((now, key, message))
-        self._logs.setdefault(change.run, {}).update(change.entries)
-        self._blobs.setdefault(change.run, {}).update((blob.name, blob.data) for blob in change.blobs)
+        self._keep(change)
+        for name in change.drops:
+            self._blobs[change.run].pop(name, None)
         return Won(version, mail)
 
-    def _check_fresh(self, change: Change, stored: Stored | None) -> None:
+    def _check_fresh(self, change: Change | Step, stored: Stored | None) -> None:
         """Nothing that the change adds is there already."""
         key, run = change.key, change.run
         if stored is not None and run != stored.run and run in self._instances[key].runs:
             raise InvalidArgumentError(f"change of {key}: it had a run {run} before; draw a new one")
+        if not change.blobs and len(change.entries) == 1 and change.entries[0][0] not in self._logs.get(run, ()):
+            return  # what a step of every workflow adds
         log, blobs = self._logs.get(run, {}), self._blobs.get(run, {})
         if any(n in log for n, _ in change.entries):
             raise CorruptSnapshotError(f"the log of a run holds entries that are still to come ({run})")
@@ -193,7 +254,11 @@ class MemoryStore(Store):
             raise CorruptSnapshotError(f"{key}: a blob of its run {run} is there already")
 
     def _delete(self, key: Key) -> None:
-        for run in self._instances.pop(key).runs:
+        instance = self._instances.pop(key)
+        self._free.pop(key, None)
+        if instance.stored is not None and instance.stored.columns.owner is not None:
+            self._owned.get(instance.stored.columns.owner, {}).pop(key, None)
+        for run in instance.runs:
             self._logs.pop(run, None)
             self._blobs.pop(run, None)
 
@@ -276,9 +341,9 @@ class MemoryStore(Store):
     async def mailed(self, worker: str) -> list[Key]:
         self._check_open()
         return [
-            instance.stored.key
-            for instance in self._instances.values()
-            if instance.stored is not None and instance.stored.columns.owner == worker and instance.stored.mail > 0
+            key
+            for key, instance in self._owned.get(worker, {}).items()
+            if instance.stored is not None and instance.stored.mail > 0
         ]
 
     def _forget(self, now: int) -> None:
@@ -294,6 +359,11 @@ class MemoryStore(Store):
     def _is_alive(self, worker: str, now: int) -> bool:
         return self._leases.get(worker, 0) > now
 
+    def _unattended(self, now: int) -> list[_Instance]:
+        """What nobody owns, and what dead workers own."""
+        dead = [owner for owner in self._owned if not self._is_alive(owner, now)]
+        return [*self._free.values(), *(instance for owner in dead for instance in self._owned[owner].values())]
+
     @override
     async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
         self._check_open()
@@ -301,13 +371,11 @@ class MemoryStore(Store):
         if limit < 1 or not self._is_alive(worker, now):
             return []
         found: list[tuple[tuple[int, int], _Instance, Stored]] = []
-        for instance in self._instances.values():
+        for instance in self._unattended(now):
             stored = instance.stored
             if stored is None or stored.columns.queue not in queues:
                 continue
-            owner = stored.columns.owner
-            dead = owner is not None and not self._is_alive(owner, now)
-            if claimable(stored.columns, stored.mail, now, owner_dead=dead):
+            if claimable(stored.columns, stored.mail, now, owner_dead=True):
                 found.append((claim_order(stored.columns, instance.number, now), instance, stored))
         claims: list[Claim] = []
         for _, instance, stored in sorted(found, key=lambda one: one[0])[:limit]:
@@ -317,6 +385,7 @@ class MemoryStore(Store):
             columns = evolve(stored.columns, owner=worker, takeovers=stored.columns.takeovers + takeover)
             nonce = secrets.token_hex(16)
             instance.stored = evolve(stored, version=stored.version + 1, nonce=nonce, columns=columns)
+            self._owner_is(instance, instance.stored, stored)
             claims.append(Claim(instance.stored, takeover))
         if claims:
             await self._turn()
@@ -340,9 +409,9 @@ class MemoryStore(Store):
         self._met.add(worker)
         self._leases.pop(worker, None)
         touched: list[Key] = []
-        for instance in self._instances.values():
+        for instance in self._owned.pop(worker, {}).values():
             stored = instance.stored
-            if stored is None or stored.columns.owner != worker:
+            if stored is None:
                 continue
             wake = stored.columns.wake
             if stored.columns.status in _TIMED:
@@ -350,6 +419,7 @@ class MemoryStore(Store):
             columns = evolve(stored.columns, owner=None, wake=wake)
             nonce = secrets.token_hex(16)
             instance.stored = evolve(stored, version=stored.version + 1, nonce=nonce, columns=columns)
+            self._owner_is(instance, instance.stored, None)
             touched.append(stored.key)
         self._watchers.hint(touched, claimable=self._claimable(touched))
 

@@ -27,6 +27,7 @@ __all__ = [
     "Page",
     "Sent",
     "Status",
+    "Step",
     "Store",
     "Stored",
     "Unread",
@@ -151,8 +152,10 @@ class Change:
             change again, while the record still has its nonce, is `Won` and writes nothing.
         record: Sealed record, or None to delete the instance with all its rows.
         columns: What the store searches by; None only together with `record`.
+        tail: Where the log ends: a few bytes that stand beside the record.
         entries: Log entries to append, as (n, sealed entry), n rising without a gap.
         blobs: Immutable bytes to keep with the run.
+        drops: Names of the run's blobs that nothing names any more.
         consumes: Ids of the mail that this change takes.
         sends: Messages for other instances, delivered in the same transaction after `creates`; one whose receiver is
             closed or absent, or has it already, is dropped.
@@ -165,18 +168,45 @@ class Change:
     nonce: str
     record: bytes | None = field(repr=False)
     columns: Columns | None
+    tail: bytes = b""
     entries: Sequence[tuple[int, bytes]] = ()
     blobs: Sequence[Blob] = ()
+    drops: Sequence[str] = ()
     consumes: Sequence[str] = ()
     sends: Sequence[Message] = ()
     creates: Sequence[Change] = ()
 
 
 @frozen
+class Step:
+    """What most changes are: entries are appended, and nothing is different that others could see or search by.
+
+    It stands for the change that writes the record and the columns as they are, takeovers of 0, and this tail.
+
+    Attributes:
+        key: The instance.
+        run: Its run.
+        version: The version that the store must hold.
+        nonce: As that of a change.
+        tail: Where the log ends now.
+        entries: As those of a change.
+        blobs: As those of a change.
+    """
+
+    key: Key
+    run: str
+    version: int
+    nonce: str
+    tail: bytes
+    entries: Sequence[tuple[int, bytes]]
+    blobs: Sequence[Blob] = ()
+
+
+@frozen
 class Won:
     """The change is durable; the instance is at `version`, with `mail` messages that nobody has consumed.
 
-    After a deletion both are 0.
+    After a deletion both are 0. After a step `mail` is 0 whatever is there: a step does not look.
     """
 
     version: int
@@ -214,6 +244,7 @@ class Stored:
     columns: Columns
     record: bytes = field(repr=False)
     mail: int = 0
+    tail: bytes = b""
 
 
 @frozen
@@ -252,7 +283,12 @@ class Store(ABC):
     instance is `CorruptSnapshotError`; damage that the store cannot see is found by the digests in the record.
 
     One `Store` object belongs to one event loop. `open` is called on it first, `close` last.
+
+    Attributes:
+        deflates: Whether what is kept here is to be compressed: everywhere but where reading soon matters more.
     """
+
+    deflates: bool = True
 
     @abstractmethod
     async def open(self) -> None:
@@ -267,7 +303,7 @@ class Store(ABC):
         """Run until cancelled: turn what other processes commit into wake-ups of `watch`."""
 
     @abstractmethod
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         """Each change alone is atomic and durable when this returns; one loser harms nobody.
 
         A change to a closed status wins only if it consumes all the mail there is, else it is `Unread`. An unknown

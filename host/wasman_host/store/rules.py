@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from wasman_host.errors import InvalidArgumentError
-from wasman_host.store.protocol import CLOSED, OPEN, Columns, Filter, Lost, Status, Unread, Won
+from wasman_host.store.protocol import CLOSED, OPEN, Columns, Filter, Lost, Status, Step, Unread, Won
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ __all__ = [
     "claimable",
     "cursor_after",
     "matches",
+    "step_verdict",
     "verdict",
 ]
 
@@ -43,12 +44,16 @@ def _is_encodable(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
-def check_change(change: Change) -> None:
+def check_change(change: Change | Step) -> None:
     """Refuse a change that no state of the store could accept.
 
     Raises:
         InvalidArgumentError: It contradicts itself; the message says how.
     """
+    if isinstance(change, Step):
+        if not change.run or not change.nonce or _has_gap(change.entries):
+            raise InvalidArgumentError(f"step of {change.key}: it needs run and nonce, and entries without a gap")
+        return
     if change.expected is None:  # every other key is that of an instance, or of none
         _check_key(change.key)
     problem = _contradiction(change)
@@ -67,16 +72,19 @@ def _contradiction(change: Change) -> str | None:
         return "run and nonce must not be empty"
     if (change.record is None) != (change.columns is None):
         return "record and columns come together, or neither does"
-    if change.record is None and (change.entries or change.blobs or change.consumes):
+    if change.record is None and (change.entries or change.blobs or change.drops or change.consumes):
         return "a deletion keeps nothing, so it has no entries, blobs or consumed mail"
     if change.expected is None and (change.record is None or change.consumes):
         return "a new instance has a record, and no mail that it could consume"
     if len(change.consumes) > 1 and len(set(change.consumes)) < len(change.consumes):
         return "a message is consumed twice"
-    entries = change.entries
-    if len(entries) > 1 and any(after[0] != before[0] + 1 for before, after in pairwise(entries)):
+    if _has_gap(change.entries):
         return "the numbers of its log entries have a gap"
     return None
+
+
+def _has_gap(entries: Sequence[tuple[int, bytes]]) -> bool:
+    return len(entries) > 1 and any(after[0] != before[0] + 1 for before, after in pairwise(entries))
 
 
 def check_message(message: Message) -> None:
@@ -84,6 +92,16 @@ def check_message(message: Message) -> None:
     _check_key(message.key)
     if not message.id:
         raise InvalidArgumentError(f"message for {message.key}: it needs an id")
+
+
+def step_verdict(step: Step, found: tuple[str, int, str, int] | None) -> Won | Lost | None:
+    """As `verdict`, for a step."""
+    if found is None:
+        return Lost(None)
+    run, version, nonce, _ = found
+    if nonce == step.nonce:
+        return Won(version, 0)
+    return None if (run, version) == (step.run, step.version) else Lost((run, version))
 
 
 def verdict(change: Change, found: tuple[str, int, str, int] | None, unconsumed: int) -> Won | Lost | Unread | None:

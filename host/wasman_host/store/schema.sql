@@ -1,10 +1,10 @@
--- Schema 1 of a wasman store. It is cut at its semicolons, so no comment has one. `pragma user_version` holds the number,
+-- Schema 2 of a wasman store. It is cut at its semicolons, so no comment has one. `pragma user_version` holds the number,
 -- `pragma application_id` says whose file it is.
 -- A changed table gets a new number, and a migration beside this file. This text is what a new store is made of.
 -- All times are nanoseconds since 1970. Everything in a blob column is sealed by wasman_host.seal.
 
--- The record of each instance. A rowid table: instances that were started together lie together, so that a group
--- commit writes few pages, and an update of the record alone touches none of the indexes.
+-- Each instance, as far as it is searched by or changes at every step. A rowid table of short rows: instances that were
+-- started together lie together, so that a group commit writes few pages, and a step touches none of the indexes.
 create table instance (
     number     integer primary key,
     tenant     text    not null,
@@ -27,8 +27,14 @@ create table instance (
     created    integer not null,
     closed     integer,
     attributes text    not null,
-    record     blob    not null,
+    tail       blob    not null,
     unique (tenant, id)
+) strict;
+
+-- What is rewritten seldom: all else that is known of the instance. By the number of its row above.
+create table record (
+    instance integer primary key,
+    data     blob    not null
 ) strict;
 
 -- What a claim looks for. The conditions are repeated word by word in the queries, else SQLite does not use them.

@@ -1,17 +1,9 @@
 """The store in one SQLite file: the embedded default.
 
-Writing. Every write is an operation, a function that reads and writes inside an open transaction. Operations gather
-for one turn of the event loop; then all of them run in one transaction on the loop's own thread, which is one fsync
-for the lot (a writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit). The
-transaction takes the write lock at its beginning, so what an operation reads stays true until it commits: each
-checks its own fence, and a loser writes nothing. If an operation raises, the group is rolled back and each runs in a
-transaction of its own, so that only the culprit fails.
-
-Waiting. SQLite's busy timeout is 0: a busy wait would stall the loop while a stopped process holds the lock. A group
-that finds the store locked tries again a little later, together with what has come in meanwhile.
-
-Unknown outcomes. A failed COMMIT is rolled back and the operations are run again; those that had landed find their
-own nonce (rule 5), or their own message, and answer as they would have done.
+Writing. Every write is an operation that reads and writes inside an open transaction, or a step, and all of one turn of
+the event loop share a transaction on the loop's own thread, which is one fsync for the lot (`wasman_host.store.group`; a
+writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit). All steps of a group are one
+statement, and so are all log entries.
 
 Watching. The process's own commits wake its watchers at once. Those of others are seen by polling `pragma
 data_version`, one read of shared memory, while somebody watches.
@@ -21,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import secrets
 import sqlite3
 import time
@@ -29,10 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from attrs import define
 from typing_extensions import override
 
 from wasman_host.errors import (
@@ -43,6 +33,7 @@ from wasman_host.errors import (
     StoreUnavailableError,
 )
 from wasman_host.store import statements as sql
+from wasman_host.store.group import Group, Transactions, busy, pause
 from wasman_host.store.locks import WorkerLocks
 from wasman_host.store.protocol import (
     CLOSED,
@@ -54,6 +45,7 @@ from wasman_host.store.protocol import (
     Page,
     Sent,
     Status,
+    Step,
     Store,
     Stored,
     Unread,
@@ -67,24 +59,25 @@ from wasman_host.store.rules import (
     claim_order,
     claimable,
     cursor_after,
+    step_verdict,
     verdict,
 )
 from wasman_host.store.watchers import Visible, Watchers
-from wasman_host.wake import Answer, call_later, call_soon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wasman_host.store.protocol import Change, Filter
+    from wasman_host.wake import Answer
 
 __all__ = ["APPLICATION_ID", "SCHEMA", "SqliteStore"]
 
 T = TypeVar("T")
 
 APPLICATION_ID = 0x77736D6E  # "wsmn"
-SCHEMA = 1
+SCHEMA = 2
 
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_ROWS = 100_000  # instances whose row numbers are kept in mind
 _ADVICE = {
     sqlite3.SQLITE_FULL: "is full: free some space on its disk",
     sqlite3.SQLITE_READONLY: "is read-only: make the file and its folder writable for this user",
@@ -98,16 +91,7 @@ _ADVICE = {
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
-@define(eq=False)
-class _Member:
-    """One operation of a group, who waits for it, and until when it may be tried (monotonic seconds)."""
-
-    operation: Callable[[], Any]
-    answer: Answer[Any]
-    deadline: float
-
-
-class SqliteStore(Store):
+class SqliteStore(Store, Transactions):
     """Durable instances in one SQLite file, for any number of processes of one machine.
 
     Args:
@@ -129,18 +113,17 @@ class SqliteStore(Store):
         # SQLite follows links before it names the files beside the store; so must the name of the workers' folder.
         self.path = Path(path).resolve()
         self._name = str(self.path)
-        self._busy_timeout = busy_timeout
+        self.busy_timeout = busy_timeout
         self._read_only = read_only
         self._clock = clock
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._pending: list[_Member] = []
-        self._scheduled = False
-        self._attempts = 0
+        self._group = Group(self)
+        self._rows: dict[Key, tuple[int, int]] = {}  # number of the instance's row, and of its run's
         self._entries: list[tuple[int, int, bytes]] = []
         self._touched: list[Key] = []
         self._claimable = False
-        self._repeating = False
+        self.repeating = False
         self._watchers = Watchers()
         self._locks = WorkerLocks(self.path.with_name(self.path.name + "-workers"))
         self._lost: set[str] = set()
@@ -203,7 +186,9 @@ class SqliteStore(Store):
         if pragma("application_id") != APPLICATION_ID:
             raise StoreSchemaError(f"{self.path} is the file of another program: give the store a file of its own")
         if (schema := int(pragma("user_version"))) != SCHEMA:
-            advice = "a newer wasman has made it, so upgrade this one" if schema > SCHEMA else "restore a backup"
+            advice = "a newer wasman has made it, so upgrade this one"
+            if schema < SCHEMA:
+                advice = "wasman had no release then, and none reads it; start with a new file"
             raise StoreSchemaError(
                 f"the store {self.path} has schema {schema}, and this wasman knows {SCHEMA}: {advice}"
             )
@@ -220,12 +205,8 @@ class SqliteStore(Store):
     async def close(self) -> None:
         if self._db is None:
             return
-        if self._pending:
-            self._flush()
-        for member in self._pending:  # the store was locked
-            error = StoreUnavailableError(f"the store {self.path} was closed while another process had it locked")
-            member.answer.fail(error)
-        self._pending = []
+        held = f"the store {self.path} was closed while another process had it locked"
+        self._group.close(StoreUnavailableError(held))
         self._locks.close()
         db, self._db = self._db, None
         db.close()
@@ -243,7 +224,8 @@ class SqliteStore(Store):
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
-    def _explained(self, error: BaseException) -> BaseException:
+    @override
+    def explained(self, error: BaseException) -> BaseException:
         """What to raise instead of an error of SQLite or of the operating system; anything else is itself."""
         if isinstance(error, OSError):
             explained: StoreError = StoreUnavailableError(f"the store {self.path}: {error.strerror} ({error.filename})")
@@ -253,8 +235,8 @@ class SqliteStore(Store):
             return error
         code = _code(error)
         result: BaseException = error
-        if code in _BUSY:
-            held = f"was locked by another process for {self._busy_timeout:g} s: find out which one, and end it"
+        if busy(error):
+            held = f"was locked by another process for {self.busy_timeout:g} s: find out which one, and end it"
             result = StoreUnavailableError(f"the store {self.path} {held}")
         elif code in _ADVICE:
             result = StoreUnavailableError(f"the store {self.path} {_ADVICE[code]} (SQLite: {error})")
@@ -272,112 +254,83 @@ class SqliteStore(Store):
 
     async def _patiently(self, query: Callable[[], T]) -> T:
         """Run a query now; again a little later where the file is locked."""
-        deadline = time.monotonic() + self._busy_timeout
+        deadline = time.monotonic() + self.busy_timeout
         attempt = 0
         while True:
             try:
                 return query()
             except sqlite3.Error as error:
-                if _code(error) not in _BUSY or time.monotonic() >= deadline:
-                    raise self._explained(error) from error
+                if not busy(error) or time.monotonic() >= deadline:
+                    raise self.explained(error) from error
             attempt += 1
-            await anyio.sleep(_pause(attempt))
+            await anyio.sleep(pause(attempt))
 
     # -- group commit -------------------------------------------------------------------------------------------------
 
-    def _write(self, operation: Callable[[], T]) -> Answer[T]:
-        """Have the operation run inside the next transaction."""
+    def _write(self, work: Callable[[], T] | Step) -> Answer[T]:
+        """Have the operation, or the step, be part of the next transaction."""
         if self._db is None:
             raise StoreUnavailableError(f"the store {self.path} is not open")
-        answer: Answer[T] = Answer()
-        self._pending.append(_Member(operation, answer, time.monotonic() + self._busy_timeout))
-        if not self._scheduled:
-            self._scheduled = True
-            call_soon(self._flush)
-        return answer
+        return self._group.write(work)
 
-    def _flush(self) -> None:
-        self._scheduled = False
-        if self._db is None or not self._pending:
-            return
-        group, self._pending = self._pending, []
-        done = 0
-        try:
-            try:
-                self._transact(group)
-                done = len(group)
-            except Exception as error:
-                if _code(error) in _BUSY:
-                    raise
-                self._repeating = True
-                for member in group:
-                    self._alone(member)
-                    done += 1
-            self._attempts = 0
-        except Exception as error:  # noqa: BLE001  locked: what is left over waits, unless its time is up
-            self._later(group[done:], error)
-        except BaseException:
-            for member in group[done:]:
-                member.answer.fail(StoreUnavailableError(f"the store {self.path}: interrupted, the outcome is unknown"))
-            raise
-        finally:
-            self._repeating = False
-
-    def _alone(self, member: _Member) -> None:
-        """Run one operation in a transaction of its own; raises only where the store is locked."""
-        for last in (False, True):
-            try:
-                self._transact([member])
-            except _CommitError as error:
-                # Once more: if it has landed all the same, the operation finds its nonce.
-                if last:
-                    member.answer.fail(self._explained(cast("BaseException", error.__cause__)))
-            except Exception as error:
-                if _code(error) in _BUSY:
-                    raise
-                member.answer.fail(self._explained(error))
-                return
-            else:
-                return
-
-    def _later(self, group: list[_Member], error: Exception) -> None:
-        now = time.monotonic()
-        for member in group:
-            if member.deadline <= now:
-                member.answer.fail(self._explained(error))
-        self._pending = [member for member in group if member.deadline > now] + self._pending
-        self._attempts += 1
-        if self._pending and not self._scheduled:
-            self._scheduled = True
-            call_later(_pause(self._attempts), self._flush)
-
-    def _transact(self, group: list[_Member]) -> None:
-        """Run the operations in one transaction, and answer them when it is on disk; or raise, with nothing written."""
-        db = self._connection
+    @override
+    def connection(self) -> sqlite3.Connection:
         self._check_file()
-        db.execute("begin immediate")
-        try:
-            results = [member.operation() for member in group]
-            self._write_entries()
-            try:
-                db.execute("commit")
-            except sqlite3.Error as error:
-                if _code(error) in _BUSY:
-                    raise
-                raise _CommitError from error
-        except BaseException:
-            self._entries.clear()
-            self._touched.clear()
-            self._claimable = False
-            if db.in_transaction:
-                db.execute("rollback")
-            raise
-        for member, result in zip(group, results, strict=True):
-            member.answer.set(result)
+        return self._connection
+
+    @override
+    def write_steps(self, steps: Sequence[Step]) -> bool:
+        rows = []
+        for step in steps:
+            known = self._rows.get(step.key)
+            if known is None:
+                return False  # each is then looked up
+            number, run = known
+            rows.append((step.nonce, step.tail, number, run, step.version))
+            for n, entry in step.entries:
+                self._entries.append((run, n, entry))
+            if step.blobs:
+                self._add_blobs(step, run)
+        return self._connection.executemany(sql.STEP, rows).rowcount == len(rows)
+
+    @override
+    def step_won(self, step: Step) -> Won:
+        return Won(step.version + 1, 0)
+
+    @override
+    def write_step(self, step: Step) -> Won | Lost:
+        key = step.key
+        row = self._connection.execute(sql.FENCE, (key.tenant, key.id)).fetchone()
+        if row is None:
+            self._check_remains(key)
+        decided = step_verdict(step, None if row is None else row[2:6])
+        if decided is not None:
+            return decided
+        self._know(key, row[0], row[1])
+        assert self.write_steps([step])  # the row was read inside this transaction
+        return Won(step.version + 1, 0)
+
+    @override
+    def finish(self) -> None:
+        self._write_entries()
+
+    @override
+    def landed(self) -> None:
         if self._watchers:
             self._watchers.hint(self._touched, claimable=self._claimable)
         self._touched.clear()
         self._claimable = False
+
+    @override
+    def undone(self) -> None:
+        self._entries.clear()
+        self._touched.clear()
+        self._claimable = False
+
+    def _know(self, key: Key, number: int, run: int) -> None:
+        if len(self._rows) >= _ROWS:
+            self._rows.clear()  # those that are forgotten are looked up once more
+        self._rows[key] = (number, run)
 
     def _check_file(self) -> None:
         # A deleted file can still be written to, and all of it is gone when the last process closes it.
@@ -405,12 +358,12 @@ class SqliteStore(Store):
     # -- changes ------------------------------------------------------------------------------------------------------
 
     @override
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
             check_change(change)
-        if len(changes) == 1:
-            return [await self._write(partial(self._apply, changes[0])).wait()]
-        answers = [self._write(partial(self._apply, change)) for change in changes]
+        answers = [
+            self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
+        ]
         return [await answer.wait() for answer in answers]
 
     def _apply(self, change: Change) -> Won | Lost | Unread:
@@ -453,7 +406,7 @@ class SqliteStore(Store):
     def _put(self, change: Change, record: bytes, columns: Columns, row: tuple[Any, ...] | None) -> Won:
         db, key = self._connection, change.key
         attributes = json.dumps(dict(columns.attributes), sort_keys=True) if columns.attributes else "{}"
-        head = (change.nonce, record, columns.takeovers, columns.size)
+        head = (change.nonce, change.tail, columns.takeovers, columns.size)
         searched = (
             columns.status.value,
             columns.workflow,
@@ -471,18 +424,22 @@ class SqliteStore(Store):
         run = self._add_run(key, change.run) if row is None or change.run != row[2] else row[1]
         if row is None:
             self._moved(key, claimable=columns.owner is None)
-            db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched))
+            number = db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched)).lastrowid
+            db.execute(sql.ADD_RECORD, (number, record))
         else:
             number, _, was_run, version, _, mail, *was = row
             before = was[-1]
             if change.run == was_run and not change.consumes and tuple(was) == searched:
-                written = db.execute(sql.STEP, (*head, number, was_run, version)).rowcount
+                written = db.execute(sql.REWRITE, (*head, number, was_run, version)).rowcount
             else:
                 self._moved(key, claimable=columns.owner is None)
                 mail -= len(change.consumes)
                 move = (*head, change.run, run, len(change.consumes), *searched, number, was_run, version)
                 written = db.execute(sql.MOVE, move).rowcount
             assert written == 1  # the row was read inside this transaction
+            db.execute(sql.REWRITE_RECORD, (record, number))
+        assert number is not None
+        self._know(key, number, run)
         if attributes != before:
             self._drop_attributes(key, before)
             rows = [(key.tenant, name, value, key.id) for name, value in columns.attributes.items()]
@@ -498,12 +455,18 @@ class SqliteStore(Store):
             for message in change.consumes:
                 assert db.execute(sql.CONSUME, (now, key.tenant, key.id, message)).rowcount == 1
         if change.blobs:
-            try:
-                db.executemany(sql.ADD_BLOB, [(run, blob.name, blob.data) for blob in change.blobs])
-            except sqlite3.IntegrityError as error:
-                raise CorruptSnapshotError(f"{key}: a blob of its run {change.run} is there already") from error
+            self._add_blobs(change, run)
+        for name in change.drops:
+            db.execute(sql.DROP_BLOB, (run, name))
         for n, entry in change.entries:
             self._entries.append((run, n, entry))
+
+    def _add_blobs(self, change: Change | Step, run: int) -> None:
+        try:
+            self._connection.executemany(sql.ADD_BLOB, [(run, blob.name, blob.data) for blob in change.blobs])
+        except sqlite3.IntegrityError as error:
+            message = f"{change.key}: a blob of its run {change.run} is there already"
+            raise CorruptSnapshotError(message) from error
 
     def _add_run(self, key: Key, run: str) -> int:
         try:
@@ -523,6 +486,7 @@ class SqliteStore(Store):
         self._drop_attributes(key, row[-1])
         for statement in sql.DELETE:
             self._connection.execute(statement, (key.tenant, key.id))
+        self._rows.pop(key, None)
         self._moved(key, claimable=False)
         return Won(0, 0)
 
@@ -654,7 +618,7 @@ class SqliteStore(Store):
         """Operation: take instances for a worker."""
         db = self._connection
         plain, takeover = nonce + "c", nonce + "t"
-        if self._repeating and (landed := db.execute(sql.CLAIMED, (worker, plain, takeover)).fetchall()):
+        if self.repeating and (landed := db.execute(sql.CLAIMED, (worker, plain, takeover)).fetchall()):
             return [Claim(stored, stored.nonce == takeover) for stored in map(_stored, landed)]
         claims: list[Claim] = []
         for number, stored, dead in self._candidates(worker, queues, limit):
@@ -761,8 +725,8 @@ class SqliteStore(Store):
                     keys = self._watchers.keys
                     self._watchers.foreign(self._states(keys) if keys else {})
             except sqlite3.Error as error:
-                if _code(error) not in _BUSY:
-                    raise self._explained(error) from error
+                if not busy(error):
+                    raise self.explained(error) from error
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
@@ -773,7 +737,7 @@ class SqliteStore(Store):
         if after is not None:
             condition += " and created <= ? and (created < ? or id > ?)"
             parameters += [after[0], *after]
-        query = f"select {sql.COLUMNS} from instance where {condition} order by created desc, id limit ?"  # noqa: S608
+        query = f"select {sql.COLUMNS} from {sql.INSTANCE} where {condition} order by created desc, id limit ?"  # noqa: S608
         rows = await self._patiently(lambda: self._connection.execute(query, (*parameters, limit + 1)).fetchall())
         page = [_shown(row) for row in rows]
         return Page(page[:limit], cursor_after(page, limit))
@@ -781,13 +745,9 @@ class SqliteStore(Store):
     @override
     async def count(self, where: Filter) -> int:
         condition, parameters = _condition(where)
-        query = f"select count(*) from instance where {condition}"  # noqa: S608
+        query = f"select count(*) from {sql.INSTANCE} where {condition}"  # noqa: S608
         row = await self._patiently(lambda: self._connection.execute(query, parameters).fetchone())
         return int(row[0])
-
-
-class _CommitError(Exception):
-    """COMMIT itself failed (the cause): whether the transaction is on disk has to be looked up."""
 
 
 def _code(error: BaseException) -> int:
@@ -796,13 +756,8 @@ def _code(error: BaseException) -> int:
     return -1 if code is None else code & 0xFF
 
 
-def _pause(attempt: int) -> float:
-    """How long to wait for a lock, in seconds: about the time of one commit at first, and never two the same."""
-    return random.uniform(0.0003, min(0.001 * attempt, 0.02))  # noqa: S311  no secret
-
-
 def _stored(row: Sequence[Any]) -> Stored:
-    tenant, instance, run, version, nonce, mail, status, *plain, attributes, record = row
+    tenant, instance, run, version, nonce, mail, status, *plain, attributes, tail, record = row
     workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed = plain
     try:
         columns = Columns(
@@ -822,7 +777,7 @@ def _stored(row: Sequence[Any]) -> Stored:
         )
     except ValueError as error:
         raise CorruptSnapshotError(f"the columns of {Key(tenant, instance)} are damaged: {error}") from error
-    return Stored(Key(tenant, instance), run, version, nonce, columns, record, mail)
+    return Stored(Key(tenant, instance), run, version, nonce, columns, record, mail, tail)
 
 
 def _shown(row: Sequence[Any]) -> Stored:
@@ -830,7 +785,7 @@ def _shown(row: Sequence[Any]) -> Stored:
     try:
         return _stored(row)
     except CorruptSnapshotError:
-        return _stored((*row[:6], Status.BLOCKED.value, *row[7:-2], "{}", row[-1]))
+        return _stored((*row[:6], Status.BLOCKED.value, *row[7:-3], "{}", *row[-2:]))
 
 
 def _condition(where: Filter) -> tuple[str, list[Any]]:

@@ -6,7 +6,8 @@ Each text is constant, so sqlite3's cache keeps it prepared.
 from __future__ import annotations
 
 COLUMNS = """tenant, id, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires, takeovers,
-    size, parent, created, closed, attributes, record"""
+    size, parent, created, closed, attributes, tail, coalesce(record.data, x'')"""
+INSTANCE = "instance left join record on record.instance = instance.number"
 
 FENCE = """select number, run_number, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires,
     parent, created, closed, attributes from instance where tenant = ? and id = ?"""
@@ -14,20 +15,26 @@ FENCE = """select number, run_number, run, version, nonce, mail, status, workflo
 REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
     or exists (select 1 from mail where tenant = ? and id = ?)"""
 
-CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, record, takeovers, size, status,
+CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, tail, takeovers, size, status,
     workflow, module, queue, owner, wake, expires, parent, created, closed, attributes)
     values (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
-# The step of a running instance touches no index and no page but the row's own.
-STEP = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?
+ADD_RECORD = "insert into record (instance, data) values (?, ?)"
+REWRITE_RECORD = "update record set data = ? where instance = ?"
+
+# The step of a running instance touches no index and no page but the row's own, and the row is short.
+STEP = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = 0
+    where number = ? and run_number = ? and version = ?"""
+REWRITE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?
     where number = ? and run = ? and version = ?"""
 
-MOVE = """update instance set version = version + 1, nonce = ?, record = ?, takeovers = ?, size = ?, run = ?,
+MOVE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, run = ?,
     run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
     expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
 
 ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
 ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
+DROP_BLOB = "delete from blob where run = ? and name = ?"
 ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
 ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"
 DROP_ATTRIBUTE = "delete from attribute where tenant = ? and name = ? and value = ? and id = ?"
@@ -37,10 +44,11 @@ DELETE = (
     "delete from blob where run in (select number from run where tenant = ? and id = ?)",
     "delete from mail where tenant = ? and id = ?",
     "delete from run where tenant = ? and id = ?",
+    "delete from record where instance = (select number from instance where tenant = ? and id = ?)",
     "delete from instance where tenant = ? and id = ?",
 )
 
-LOAD = f"select {COLUMNS} from instance where tenant = ? and id = ?"  # noqa: S608  constants
+LOAD = f"select {COLUMNS} from {INSTANCE} where tenant = ? and id = ?"  # noqa: S608  constants
 READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
     order by n"""
 BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
@@ -64,19 +72,19 @@ MAIL = """select message, kind, body, sent from mail where tenant = ? and id = ?
 MAILED = "select tenant, id from instance where owner = ? and mail > 0"
 
 # A row that is damaged must not take the place of one that can be claimed, hence json_valid.
-DUE = f"""select number, {COLUMNS} from instance where owner is null and wake is not null and workflow <> ''
+DUE = f"""select number, {COLUMNS} from {INSTANCE} where owner is null and wake is not null and workflow <> ''
     and status in ('running', 'waiting', 'publishing') and queue = ? and wake <= ? and json_valid(attributes)
     order by wake limit ?"""  # noqa: S608
-DUE_BY_MAIL = f"""select number, {COLUMNS} from instance where owner is null and mail > 0 and workflow <> ''
+DUE_BY_MAIL = f"""select number, {COLUMNS} from {INSTANCE} where owner is null and mail > 0 and workflow <> ''
     and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and json_valid(attributes)
     order by created limit ?"""  # noqa: S608
-EXPIRED = f"""select number, {COLUMNS} from instance where owner is null and expires is not null and workflow <> ''
+EXPIRED = f"""select number, {COLUMNS} from {INSTANCE} where owner is null and expires is not null and workflow <> ''
     and status in ('running', 'waiting', 'publishing', 'blocked') and queue = ? and expires <= ?
     and json_valid(attributes) order by expires limit ?"""  # noqa: S608
-OWNED = f"select number, {COLUMNS} from instance where owner = ?"  # noqa: S608
+OWNED = f"select number, {COLUMNS} from {INSTANCE} where owner = ?"  # noqa: S608
 CLAIM = """update instance set version = version + 1, nonce = ?, owner = ?, takeovers = takeovers + ?
     where number = ? and version = ?"""
-CLAIMED = f"select {COLUMNS} from instance where owner = ? and nonce in (?, ?)"  # noqa: S608
+CLAIMED = f"select {COLUMNS} from {INSTANCE} where owner = ? and nonce in (?, ?)"  # noqa: S608
 
 # Every owner there is, by one step through the index for each: select distinct would read an entry an instance.
 OWNERS = """with recursive owner (name) as (

@@ -1,0 +1,298 @@
+"""Linear memories: images that are laid under guests, and the pages that differ from them.
+
+Where the kernel can (Linux 6.7 and later), an image is a sealed memory file. Restoring maps it privately over a guest's
+memory: no byte is copied, any number of guests share it, and the pages that a guest has written since are exactly those
+that are present and no longer the file's, which one system call lists (PAGEMAP_SCAN). Elsewhere an image is bytes that
+are copied in, and pages are compared. Both give the same pages; the environment variable WASMAN_MEMORY=compare takes the
+second way everywhere.
+
+What the kernel says is "written", not "different": `Baseline` compares the pages it names with what the last snapshot
+held, so that a snapshot holds what has changed since the one before it.
+
+Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Linux 6.7.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void_p
+from pathlib import Path
+from typing import TypeAlias
+
+__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps"]
+
+logger = logging.getLogger("wasman.memory")
+
+PAGE = 4096
+Runs: TypeAlias = Sequence[tuple[int, int]]  # (first page, number of pages), rising, without overlap
+
+_ZEROS = bytes(PAGE)
+_BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
+_REBASE = 512  # pages that may differ from the image before a new one is taken: each is compared at every snapshot
+
+_PROT_READ_WRITE, _MAP_PRIVATE_FIXED = 3, 2 | 16
+_MADV_NOHUGEPAGE = 15
+_SEALS = 0x000F  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE: a write would show in every guest
+_F_ADD_SEALS = 1033
+_PAGEMAP_SCAN = 0xC0606610
+_FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_REGIONS = 1024  # that one call of the kernel lists
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = tuple(
+        (name, c_uint64)
+        for name in (
+            "size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages",
+            "inverted", "mask", "anyof", "returned",
+        )
+    )  # fmt: skip
+
+
+class _Kernel:
+    """The system calls, with one buffer for what they list: a process scans one memory at a time."""
+
+    def __init__(self) -> None:
+        libc = ctypes.PyDLL(None, use_errno=True)  # these never wait
+        self._mmap, self._ioctl, self._madvise = libc.mmap, libc.ioctl, libc.madvise
+        self._mmap.restype = c_void_p
+        self._mmap.argtypes = [c_void_p, c_size_t, c_int, c_int, c_int, c_long]
+        self._ioctl.argtypes = [c_int, c_ulong, c_void_p]
+        self._madvise.argtypes = [c_void_p, c_size_t, c_int]
+        self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self.process = os.getpid()
+        self._regions = (c_uint64 * (3 * _REGIONS))()
+        # Written: there, and neither the file's nor the page of zeros that the kernel gives to whoever only reads.
+        self._scan = _Scan(
+            96, 0, 0, 0, 0, addressof(self._regions), _REGIONS, 0,
+            _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+        )  # fmt: skip
+        self._scan_address = addressof(self._scan)
+        # A huge page would make 512 pages of one write.
+        huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+        self._huge = "[always]" in huge.read_text() if huge.exists() else False
+
+    def lay(self, address: int, size: int, descriptor: int) -> None:
+        """Map a file over the memory at `address`."""
+        if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
+            raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        if self._huge:
+            self._madvise(address, size, _MADV_NOHUGEPAGE)
+
+    def written(self, address: int, size: int) -> list[tuple[int, int]]:
+        """Runs of pages that were written since a file was mapped there."""
+        scan, regions = self._scan, self._regions
+        scan.start, scan.end = address, address + size
+        runs: list[tuple[int, int]] = []
+        while True:
+            count = self._ioctl(self._pagemap, _PAGEMAP_SCAN, self._scan_address)
+            if count < 0:
+                raise OSError(ctypes.get_errno(), f"PAGEMAP_SCAN: {os.strerror(ctypes.get_errno())}")
+            for place in range(0, 3 * count, 3):
+                first = (regions[place] - address) // PAGE
+                pages = (regions[place + 1] - regions[place]) // PAGE
+                if runs and sum(runs[-1]) == first:
+                    first, pages = runs[-1][0], runs[-1][1] + pages
+                    runs.pop()
+                runs.append((first, pages))
+            if count < _REGIONS or scan.walk_end >= scan.end:
+                return runs
+            scan.start = scan.walk_end
+
+
+@functools.cache
+def _probed() -> bool:
+    """Whether this kernel maps, and lists what was written, as it should."""
+    if sys.platform != "linux" or os.environ.get("WASMAN_MEMORY") == "compare":
+        return False
+    try:
+        image = _Mapped(4 * PAGE, [(PAGE, b"x" * PAGE)])
+        with mmap.mmap(-1, 4 * PAGE) as place:
+            address = addressof(ctypes.c_char.from_buffer(place))
+            image.lay(address)
+            same = place[PAGE : 2 * PAGE] == b"x" * PAGE
+            place[2 * PAGE] = 1
+            right = _kernel().written(address, 4 * PAGE) == [(2, 1)]
+    except (OSError, AttributeError, BufferError) as error:
+        logger.info("memories are compared, not mapped: %s", error)
+        return False
+    return same and right
+
+
+def maps() -> bool:
+    """Whether images are mapped here, or copied and compared."""
+    return _probed()
+
+
+_kernels: list[_Kernel] = []
+
+
+def _kernel() -> _Kernel:
+    if not _kernels or _kernels[0].process != os.getpid():  # a forked child has a memory of its own
+        _kernels[:] = [_Kernel()]
+    return _kernels[0]
+
+
+class Image(ABC):
+    """A memory as it once was, to be laid under guests. It never changes.
+
+    Attributes:
+        size: Bytes of the memory.
+        view: Its bytes.
+    """
+
+    size: int
+    view: memoryview
+
+    @abstractmethod
+    def lay(self, address: int) -> None:
+        """Make the memory at `address`, which has at least `size` bytes, what this image holds."""
+
+    @abstractmethod
+    def written(self, address: int, size: int) -> Runs:
+        """Pages of the memory at `address` that may differ from this image, since it was laid there.
+
+        Pages beyond the image that hold nothing but zeros may be among them.
+        """
+
+
+class _Mapped(Image):
+    """An image in a memory file."""
+
+    def __init__(self, size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        self.size = size
+        self._file = os.memfd_create("wasman image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._file, size)
+        for offset, data in parts:
+            os.pwrite(self._file, data, offset)
+        fcntl.fcntl(self._file, _F_ADD_SEALS, _SEALS)
+        self._map = mmap.mmap(self._file, size, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        self.view = memoryview(self._map)
+
+    def lay(self, address: int) -> None:
+        _kernel().lay(address, self.size, self._file)
+
+    def written(self, address: int, size: int) -> Runs:
+        return _kernel().written(address, size)
+
+    def __del__(self) -> None:
+        # Guests under which it lies keep what they see; the view's mapping goes with its last user.
+        os.close(self._file)
+
+
+class _Copied(Image):
+    """An image in plain bytes."""
+
+    def __init__(self, size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        self.size = size
+        memory = bytearray(size)
+        for offset, data in parts:
+            memory[offset : offset + len(data)] = data
+        self.view = memoryview(bytes(memory))
+
+    def lay(self, address: int) -> None:
+        ctypes.memmove(address, bytes(self.view), self.size)
+
+    def written(self, address: int, size: int) -> Runs:
+        return changed(self.view, memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B"))
+
+
+def image_of(size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> Image:
+    """An image of `size` bytes: `parts` at their offsets, later ones over earlier ones, zeros elsewhere."""
+    return (_Mapped if _probed() else _Copied)(size, parts)
+
+
+def changed(old: bytes | memoryview, new: bytes | memoryview) -> list[tuple[int, int]]:
+    """Runs of pages in which `new` differs from `old`; what `old` lacks counts as zeros."""
+    before, after = memoryview(old), memoryview(new)
+    zeros = memoryview(bytes(_BLOCK))
+    runs: list[tuple[int, int]] = []
+    for block in range(0, len(new), _BLOCK):
+        known = before[block : block + _BLOCK] if block < len(old) else zeros
+        if after[block : block + _BLOCK] == known:
+            continue
+        for at in range(block, min(block + _BLOCK, len(new)), PAGE):
+            known = before[at : at + PAGE] if at < len(old) else zeros[:PAGE]
+            if after[at : at + PAGE] != known:
+                page = at // PAGE
+                if runs and sum(runs[-1]) == page:
+                    runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+                else:
+                    runs.append((page, 1))
+    return runs
+
+
+class Baseline:
+    """What the last snapshot of one guest holds, and so what the next one need not hold.
+
+    It is the image under the guest, with the pages over it that snapshots since then have held.
+
+    Args:
+        image: What was laid under the guest.
+        touched: Pages of it in which it differs from the module's own image.
+    """
+
+    def __init__(self, image: Image, touched: Iterable[int] = ()) -> None:
+        self.image = image
+        self._over: dict[int, bytes] = {}
+        self._touched = set(touched)
+
+    def _before(self, page: int) -> bytes | memoryview:
+        held = self._over.get(page)
+        if held is not None:
+            return held
+        at = page * PAGE
+        return self.image.view[at : at + PAGE] if at < self.image.size else _ZEROS
+
+    def difference(self, address: int, view: memoryview) -> dict[int, bytes]:
+        """Pages of the guest's memory, in order, that differ from the last snapshot."""
+        pages = [
+            page
+            for first, count in self.image.written(address, len(view))
+            for page in range(first, first + count)
+        ]  # fmt: skip
+        if self._over:
+            pages = sorted({*pages, *self._over})  # one that is the image's again differs from the last snapshot
+        found = {}
+        for page in pages:
+            now = view[page * PAGE : page * PAGE + PAGE]
+            if now != self._before(page):
+                found[page] = bytes(now)
+        return found
+
+    def fold(self, address: int, view: memoryview, origin: Image) -> dict[int, bytes]:
+        """Pages of the guest's memory, in order, that differ from the module's own image `origin`."""
+        pages = {
+            page
+            for first, count in self.image.written(address, len(view))
+            for page in range(first, first + count)
+        } | self._touched | self._over.keys()  # fmt: skip
+        found = {}
+        for page in sorted(pages):
+            at = page * PAGE
+            now = view[at : at + PAGE]
+            if now != (origin.view[at : at + PAGE] if at < origin.size else _ZEROS):
+                found[page] = bytes(now)
+        return found
+
+    def kept(self, pages: dict[int, bytes]) -> None:
+        """A snapshot that holds `pages` beyond the last one is durable."""
+        self._over.update(pages)
+        self._touched.update(pages)
+
+    def rebased(self, view: memoryview) -> Baseline | None:
+        """The same over an image of the memory as it is, to be laid under the guest; None while few pages differ.
+
+        To be called when the memory is what the last snapshot holds.
+        """
+        if len(self._over) < _REBASE:
+            return None
+        return Baseline(image_of(len(view), [(0, view)]), self._touched)

@@ -1,0 +1,130 @@
+"""The source and the sink of one run: opened when its guest first uses them, at the offsets where the guest stands."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from isal import isal_zlib
+
+from wasman_host.errors import BlockedError
+from wasman_host.record import Publishing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from wasman_host.machine import Machine
+    from wasman_host.record import StreamSpec
+    from wasman_host.streams import Sink, Source, StreamTypes
+
+__all__ = ["SessionStreams"]
+
+logger = logging.getLogger("wasman.instance")
+
+
+class SessionStreams:
+    """Moves bytes between a guest's memory and the outside.
+
+    Args:
+        types: How sources and sinks are opened.
+        require_lease: Raises where this worker may no longer write.
+    """
+
+    def __init__(self, types: StreamTypes, require_lease: Callable[[], None]) -> None:
+        self._types = types
+        self._require_lease = require_lease
+        self._source: Source | None = None
+        self._sink: Sink | None = None
+        self.token: Mapping[str, Any] | None = None  # of the snapshot that the guest was restored from, or the newest
+
+    async def download(self, machine: Machine, view: memoryview) -> int | None:
+        """Fill `view` from the source; how many bytes, or None where the session has no such source."""
+        sources = machine.pinned.sources
+        name = _only(sources, "download")
+        if name is None:
+            return None
+        if self._source is None:
+            self._source = await self._types.open_source(sources[name])
+        count = await self._source.read_into(machine.read, view)
+        machine.read += count
+        return count
+
+    async def upload(self, machine: Machine, view: memoryview) -> int | None:
+        """Write `view` to the sink; how many bytes, or None where the session has no such sink."""
+        name = _only(machine.pinned.sinks, "upload")
+        if name is None:
+            return None
+        if not view:
+            machine.upload_closed = True
+            return 0
+        sink = await self._opened_sink(machine, name)
+        self._require_lease()
+        await sink.write(machine.written, view)
+        machine.crc = isal_zlib.crc32(view, machine.crc)
+        machine.written += len(view)
+        return len(view)
+
+    async def _opened_sink(self, machine: Machine, name: str) -> Sink:
+        if self._sink is None:
+            self._sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, self.token)
+        return self._sink
+
+    async def sync(self, machine: Machine) -> Mapping[str, Any] | None:
+        """Make what was written so far durable, before a snapshot counts on it; the sink's token for it."""
+        name = _only(machine.pinned.sinks, "upload")
+        if name is None or not machine.written:
+            return None
+        sink = await self._opened_sink(machine, name)
+        return dict(await sink.sync(machine.written))
+
+    async def finished(self, machine: Machine) -> Publishing | None:
+        """The guest has ended: what is to be published, all of it durable."""
+        name = _only(machine.pinned.sinks, "upload")
+        if name is None:
+            return None
+        sink = await self._opened_sink(machine, name)
+        token = await sink.sync(machine.written)
+        return Publishing({name: (machine.written, await sink.digest(machine.written), dict(token))})
+
+    async def publish(self, machine: Machine) -> None:
+        """Give the sinks their names; after a crash again, which changes nothing."""
+        publishing = machine.record.publishing
+        assert publishing is not None, "a publishing run knows its sinks"
+        await self.close()
+        for name, (length, digest, token) in publishing.sinks.items():
+            sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            try:
+                self._require_lease()
+                await sink.publish(length, digest, token)
+            finally:
+                await sink.close()
+
+    async def discard(self, machine: Machine) -> None:
+        """A run without a result leaves no part behind."""
+        name = _only(machine.pinned.sinks, "upload")
+        if name is None:
+            return
+        try:
+            sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            try:
+                await sink.discard()
+            finally:
+                await sink.close()
+        except (BlockedError, OSError) as error:
+            logger.warning("the part of %s stays: %s", machine, error)
+
+    async def close(self) -> None:
+        """Give up what is open; parts stay."""
+        source, self._source = self._source, None
+        if source is not None:
+            await source.close()
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            await sink.close()
+
+
+def _only(streams: Mapping[str, StreamSpec], name: str) -> str | None:
+    """The one stream there is, or the one called `name`: `stream_data` has no names."""
+    if len(streams) == 1:
+        return next(iter(streams))
+    return name if name in streams else None

@@ -1,0 +1,224 @@
+"""Group commit over one SQLite connection: what one turn of the event loop gathers shares one transaction, and one sync.
+
+A member of a group is an operation, a function that reads and writes inside an open transaction, or a step, a row of a
+statement that is run once for all steps of the group. The transaction takes the write lock at its beginning, so what an
+operation reads stays true until it commits: each checks its own fence, and a loser writes nothing. Steps are fenced by
+the condition of their statement. If an operation raises, or a step is fenced off, the group is rolled back and each
+member runs in a transaction of its own, so that only the culprit fails.
+
+SQLite's busy timeout is 0: a busy wait would stall the loop while a stopped process holds the lock. A group that finds
+the store locked tries again a little later, together with what has come in meanwhile.
+
+Unknown outcomes: a failed COMMIT is rolled back and the members are run again; those that had landed find their own
+nonce (rule 5), or their own message, and answer as they would have done.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from attrs import define
+
+from wasman_host.errors import StoreUnavailableError
+from wasman_host.store.protocol import Step
+from wasman_host.wake import Answer, call_later, call_soon
+
+__all__ = ["Group", "Transactions", "busy", "pause"]
+
+T = TypeVar("T")
+
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+
+
+class Transactions(ABC):
+    """What a group needs of the store that it writes for."""
+
+    busy_timeout: float
+    repeating: bool  # whether members run again that may have landed
+
+    @abstractmethod
+    def connection(self) -> sqlite3.Connection:
+        """The connection; raises `StoreUnavailableError` where it may not be written to."""
+
+    @abstractmethod
+    def write_steps(self, steps: Sequence[Step]) -> bool:
+        """Inside a transaction: write all of them; False if one of them is fenced off."""
+
+    @abstractmethod
+    def write_step(self, step: Step) -> Any:
+        """Inside a transaction: decide on one step, and write it if it wins."""
+
+    @abstractmethod
+    def step_won(self, step: Step) -> Any:
+        """The answer of a step that `write_steps` has written."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Inside a transaction, last of all: write what the members have left to be written together."""
+
+    @abstractmethod
+    def landed(self) -> None:
+        """The transaction is on disk."""
+
+    @abstractmethod
+    def undone(self) -> None:
+        """The transaction was rolled back."""
+
+    @abstractmethod
+    def explained(self, error: BaseException) -> BaseException:
+        """What to raise instead of an error of SQLite."""
+
+
+@define(eq=False)
+class _Member:
+    """One operation or step of a group, who waits for it, and until when it may be tried (monotonic seconds)."""
+
+    work: Callable[[], Any] | Step
+    answer: Answer[Any]
+    deadline: float
+
+
+class _FencedError(Exception):
+    """A step of the group is not where it thinks it is; which one shows when each runs alone."""
+
+
+class _CommitError(Exception):
+    """COMMIT itself failed (the cause): whether the transaction is on disk has to be looked up."""
+
+
+class Group:
+    """What waits for the next transaction."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._pending: list[_Member] = []
+        self._scheduled = False
+        self._attempts = 0
+
+    def write(self, work: Callable[[], T] | Step) -> Answer[T]:
+        """Have the operation, or the step, be part of the next transaction."""
+        answer: Answer[T] = Answer()
+        self._pending.append(_Member(work, answer, time.monotonic() + self._transactions.busy_timeout))
+        if not self._scheduled:
+            self._scheduled = True
+            call_soon(self._flush)
+        return answer
+
+    def close(self, error: BaseException) -> None:
+        """Write what waits; what cannot be written because the store is locked fails with `error`."""
+        if self._pending:
+            self._flush()
+        for member in self._pending:
+            member.answer.fail(error)
+        self._pending = []
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if not self._pending:
+            return
+        group, self._pending = self._pending, []
+        done = 0
+        try:
+            try:
+                self._transact(group)
+                done = len(group)
+            except Exception as error:
+                if busy(error):
+                    raise
+                self._transactions.repeating = not isinstance(error, _FencedError)
+                for member in group:
+                    self._alone(member)
+                    done += 1
+            self._attempts = 0
+        except Exception as error:  # noqa: BLE001  locked: what is left over waits, unless its time is up
+            self._later(group[done:], error)
+        except BaseException:
+            for member in group[done:]:
+                member.answer.fail(StoreUnavailableError("interrupted in a commit, the outcome is unknown"))
+            raise
+        finally:
+            self._transactions.repeating = False
+
+    def _alone(self, member: _Member) -> None:
+        """Run one member in a transaction of its own; raises only where the store is locked."""
+        for last in (False, True):
+            try:
+                self._transact([member], alone=True)
+            except _CommitError as error:
+                # Once more: if it has landed all the same, it finds its nonce.
+                self._transactions.repeating = True
+                if last:
+                    member.answer.fail(self._transactions.explained(cast("BaseException", error.__cause__)))
+            except Exception as error:
+                if busy(error):
+                    raise
+                member.answer.fail(self._transactions.explained(error))
+                return
+            else:
+                return
+
+    def _later(self, group: list[_Member], error: Exception) -> None:
+        now = time.monotonic()
+        for member in group:
+            if member.deadline <= now:
+                member.answer.fail(self._transactions.explained(error))
+        self._pending = [member for member in group if member.deadline > now] + self._pending
+        self._attempts += 1
+        if self._pending and not self._scheduled:
+            self._scheduled = True
+            call_later(pause(self._attempts), self._flush)
+
+    def _transact(self, group: list[_Member], *, alone: bool = False) -> None:
+        """Run the members in one transaction, and answer them when it is on disk; or raise, with nothing written."""
+        store = self._transactions
+        db = store.connection()
+        db.execute("begin immediate")
+        try:
+            results = self._run(group, alone=alone)
+            store.finish()
+            try:
+                db.execute("commit")
+            except sqlite3.Error as error:
+                if busy(error):
+                    raise
+                raise _CommitError from error
+        except BaseException:
+            store.undone()
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        for member, result in zip(group, results, strict=True):
+            member.answer.set(result)
+        store.landed()
+
+    def _run(self, group: list[_Member], *, alone: bool) -> list[Any]:
+        store = self._transactions
+        steps = [work for member in group if type(work := member.work) is Step]
+        if not alone and steps and not store.write_steps(steps):
+            raise _FencedError
+        results = []
+        for member in group:
+            work = member.work
+            if type(work) is not Step:
+                results.append(cast("Callable[[], Any]", work)())
+            elif alone:
+                results.append(store.write_step(work))
+            else:
+                results.append(store.step_won(work))
+        return results
+
+
+def busy(error: BaseException) -> bool:
+    """Whether the file is locked by another process: nothing was done, and a little later it may go."""
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    return code is not None and code & 0xFF in _BUSY
+
+
+def pause(attempt: int) -> float:
+    """How long to wait for a lock, in seconds: about the time of one commit at first, and never two the same."""
+    return random.uniform(0.0003, min(0.001 * attempt, 0.02))  # noqa: S311  no secret
