@@ -26,8 +26,8 @@ from wasman_host.errors import (
     WorkflowNotFoundError,
 )
 from wasman_host.guest.engine import SETTINGS
-from wasman_host.guest.module import check, digest, entry_of
 from wasman_host.guest.limits import check_stack
+from wasman_host.guest.module import check, digest, entry_of
 from wasman_host.instance import columns_of, integers_fit, mail_address, open_record, open_tail
 from wasman_host.machine import create
 from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries

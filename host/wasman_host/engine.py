@@ -19,6 +19,7 @@ import anyio.to_thread
 from attrs import evolve
 
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
+from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
@@ -26,7 +27,6 @@ from wasman_host.machine import Terminating
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
-from wasman_host.guest.memory import PAGE, changed
 from wasman_host.store.protocol import Change, Claim, Status
 from wasman_host.streams import file_types
 

@@ -318,7 +318,7 @@ class Instance:
             await self._block(BlockedError(f"{error}; terminate {self.key}, or mend the cause and unblock"))
         except (ConcurrentExecutionError, StoreUnavailableError, _Evicted):
             raise
-        except Exception as error:  # noqa: BLE001  a defect of wasman must not lose the run, nor be lost itself
+        except Exception as error:
             self.log.exception("run %s of %s is blocked by an internal error", self.run, self.key)
             await self._block(
                 BlockedError(f"an internal error of wasman: {error!r}; see the worker's log, then unblock")
@@ -880,9 +880,7 @@ class Instance:
             run=self.run,
             nonce=nonce,
             record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
-            columns=columns_of(
-                record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers
-            ),
+            columns=columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers),
             tail=tail,
             entries=proposal.entries,
             blobs=proposal.blobs,

@@ -251,7 +251,13 @@ def encode_record(record: Record) -> bytes:
         "error": record.error,
         "image": record.image,
         "snapshot": snapshot
-        and {"entry": snapshot.entry, "chain": snapshot.chain, "deltas": snapshot.deltas, "size": snapshot.size, "first": snapshot.first},
+        and {
+            "entry": snapshot.entry,
+            "chain": snapshot.chain,
+            "deltas": snapshot.deltas,
+            "size": snapshot.size,
+            "first": snapshot.first,
+        },
         "open": [
             {**asdict(operation), "failure": operation.failure and operation.failure.as_json()}
             for operation in record.open
@@ -296,7 +302,9 @@ def decode_record(data: bytes, place: str) -> Record:
         if fields["snapshot"]:
             given = fields["snapshot"]
             deltas = tuple((name, digest) for name, digest in given["deltas"])
-            fields["snapshot"] = SnapshotReference(given["entry"], given["chain"], deltas, given["size"], given["first"])
+            fields["snapshot"] = SnapshotReference(
+                given["entry"], given["chain"], deltas, given["size"], given["first"]
+            )
         if fields["result"]:
             result = Payload.of_json(fields["result"])
             fields["result"] = evolve(result, data=body) if result.inline else result

@@ -292,7 +292,7 @@ class Guest:
         size = capi.memory_size(self._context, self._memory_address)
         if size != self._size:
             self._size = size
-            self._view = memoryview((ctypes.c_ubyte * size).from_address(self._base)).cast("B")
+            self._view = memoryview((ctypes.c_ubyte * size).from_address(self.base)).cast("B")
 
     def view(self, pointer: int, length: int) -> memoryview | None:
         """The guest's bytes themselves, or None where they are not all inside its memory.

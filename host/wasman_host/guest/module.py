@@ -140,7 +140,7 @@ class GuestModule:
     _prepared: dict[GuestEngine, tuple[InstancePre, ctypes.c_void_p]] = field(factory=dict, repr=False)
 
     def prepared(self, stack: int) -> ctypes.c_void_p:
-        """wasmtime's prepared instance, for guests whose calls may nest `stack` bytes."""
+        """Wasmtime's prepared instance, for guests whose calls may nest `stack` bytes."""
         on = engine_of(stack)
         found = self._prepared.get(on)
         if found is None:
