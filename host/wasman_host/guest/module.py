@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,6 @@ from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
-    import ctypes
-
     from wasman_host.guest.limits import GuestLimits
 
 __all__ = ["GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
