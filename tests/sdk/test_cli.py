@@ -577,7 +577,7 @@ def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     output, _ = wasman("show", "one", "--json", code=4)
     assert json.loads(output)["log"] is None
     with sqlite3.connect(wasman.folder / "wasman.db") as database:
-        database.execute("update instance set record = zeroblob(100) where id = 'one'")
+        database.execute("update record set data = zeroblob(100) where instance = (select number from instance where id = 'one')")
     output, errors = wasman("show", "one", code=4)
     assert "status      blocked" in output
     assert errors.endswith(" does not begin as a sealed gzip member; restore it from a backup, then unblock\n")
