@@ -18,7 +18,20 @@ from wasman_host.engine import Engine
 from wasman_host.guest.module import GuestModule
 from wasman_host.payload import Payload
 from wasman_host.record import Limits, Record, StreamSpec
-from wasman_host.store import CLOSED, Change, Key, Lost, MemoryStore, SqliteStore, Status, Store, Stored, Unread, Won
+from wasman_host.store import (
+    CLOSED,
+    Change,
+    Key,
+    Lost,
+    MemoryStore,
+    SqliteStore,
+    Status,
+    Step,
+    Store,
+    Stored,
+    Unread,
+    Won,
+)
 from wasman_host.streams import StreamTypes, identify_file
 
 __all__ = [
@@ -91,7 +104,12 @@ class Dying:
     """
 
     def __init__(
-        self, store: Store, at: int = 0, *, after: bool = False, matching: Callable[[Change], bool] = lambda _: True
+        self,
+        store: Store,
+        at: int = 0,
+        *,
+        after: bool = False,
+        matching: Callable[[Change | Step], bool] = lambda _: True,
     ) -> None:
         self.store, self.at, self.after, self.matching = store, at, after, matching
         self.count = 0
@@ -100,7 +118,7 @@ class Dying:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
 
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         self.count += sum(map(self.matching, changes))
         if self.at and self.count >= self.at:
             if self.after and self.count == self.at:
@@ -231,7 +249,7 @@ class Lab:
         at: int = 0,
         after: bool = False,
         when: anyio.Event | None = None,
-        matching: Callable[[Change], bool] = lambda _: True,
+        matching: Callable[[Change | Step], bool] = lambda _: True,
         streams: StreamTypes | None = None,
     ) -> None:
         """A worker works until its `at`-th commit, or until `when`, and dies then."""
@@ -311,7 +329,8 @@ class SqliteLab(Lab):
         run = f"(select run_number from instance where id = '{id}')"  # noqa: S608  the test's own id
         module = f"(select module from instance where id = '{id}')"  # noqa: S608
         table, column, where = {
-            "record": ("instance", "record", f"id = '{id}'"),
+            "record": ("record", "data", f"instance = (select number from instance where id = '{id}')"),  # noqa: S608
+            "tail": ("instance", "tail", f"id = '{id}'"),
             "first entry": ("log", "entry", f"run = {run} and n = 0"),
             "entry": ("log", "entry", f"run = {run} and n = 2"),
             "snapshot": ("blob", "data", f"run = {run} and name like 'snapshot-%'"),

@@ -32,6 +32,7 @@ from attrs import asdict, frozen
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
+from wasman_host.guest.limits import MAX_STACK, STACK_STEP
 from wasman_host.store import MemoryStore, SqliteStore, open_store
 from wasman_host.store.protocol import Key, Status
 from wasman_sdk import (
@@ -590,26 +591,26 @@ def terminate(id_: str, reason: str, store: str | None, tenant: str) -> None:
 @_wasman.command()
 @click.argument("id_", metavar="ID")
 @click.option("--memory", type=click.IntRange(min=65536), help="Bytes of linear memory from now on.")
+@click.option("--table-elements", type=click.IntRange(min=1), help="Elements of each of its tables from now on.")
+@click.option("--stack", type=click.IntRange(STACK_STEP, MAX_STACK), help="Bytes its calls may nest from now on.")
 @click.option(
     "--turn-seconds",
     type=click.FloatRange(min=0, min_open=True),
     help="Processor time from one host call to the next, in seconds, from now on.",
 )
-@click.option("--payload", type=click.IntRange(min=1), help="Bytes of one request, response or result from now on.")
+@click.option("--stored", type=click.IntRange(min=1), help="Bytes that the run may have stored from now on.")
+@click.option("--request", type=click.IntRange(min=1), help="Bytes that it may send at once from now on.")
+@click.option("--response", type=click.IntRange(min=1), help="Bytes that it may be given at once from now on.")
 @_store_option
 @_tenant_option
-def unblock(
-    id_: str, memory: int | None, turn_seconds: float | None, payload: int | None, store: str | None, tenant: str
-) -> None:
+def unblock(id_: str, store: str | None, tenant: str, **limits: float | None) -> None:
     """Let a blocked run go on from where it stands, perhaps with other limits."""
 
     async def go_on(client: Client) -> None:
         handle = client.get_handle(id_)
-        limits = None
-        if memory is not None or turn_seconds is not None or payload is not None:
-            now = (await handle.describe()).limits or Limits()
-            limits = Limits(memory or now.memory, turn_seconds or now.turn_seconds, payload or now.payload)
-        await handle.unblock(limits=limits)
+        stated = {name: limit for name, limit in limits.items() if limit is not None}
+        now = (await handle.describe()).limits or Limits()
+        await handle.unblock(limits=Limits(**{**asdict(now), **stated}) if stated else None)
 
     _with(_existing(store, tenant), go_on)
     click.echo(f"{id_} goes on from where it stands, as soon as a worker claims it")
@@ -655,7 +656,11 @@ def _print_description(description: WorkflowDescription) -> None:
             f"the newest before log entry {description.snapshot_entry}"
         )
     if (given := description.limits) is not None:
-        limits = f"memory {given.memory:,} bytes, turn {given.turn_seconds:g} s, payload {given.payload:,} bytes"
+        limits = (
+            f"memory {given.memory:,} bytes, tables {given.table_elements:,} elements, stack {given.stack:,} bytes, "
+            f"turn {given.turn_seconds:g} s, stored {given.stored:,} bytes, request {given.request:,} bytes, "
+            f"response {given.response:,} bytes"
+        )
     fields = {
         "id": description.id,
         "run": description.run_id,

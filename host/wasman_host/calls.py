@@ -104,8 +104,8 @@ class Calls:
         limits = machine.pinned.limits
         if len(call.request) > limits.request:
             message = (
-                f"the guest of {self._run.key} sends activity {call.name!r} a request of {len(call.request):,} bytes and "
-                f"may send {limits.request:,}; raise the limit and unblock, or terminate it"
+                f"the guest of {self._run.key} sends activity {call.name!r} a request of {len(call.request):,} bytes "
+                f"and may send {limits.request:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message)
         if machine.tail.stored > limits.stored:
@@ -171,8 +171,8 @@ class Calls:
         limit = self._run.machine.pinned.limits.response
         if len(response) > limit:
             message = (
-                f"activity {call.name!r} returned {len(response):,} bytes and the guest of {self._run.key} may be given "
-                f"{limit:,}; raise the limit and unblock: it will be called again, under the same key"
+                f"activity {call.name!r} returned {len(response):,} bytes and the guest of {self._run.key} may be "
+                f"given {limit:,}; raise the limit and unblock: it will be called again, under the same key"
             )
             raise GuestLimitError(message)
 

@@ -1,7 +1,7 @@
 """One worker's engine: it claims instances, keeps them alive, and gives them up when it leaves.
 
-What instances share lives here: compiled modules, images, activities, stream types, the room that their guests have, and
-the lease under which all of them run.
+What instances share lives here: compiled modules, images, activities, stream types, the room that their guests have,
+and the lease under which all of them run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -31,7 +30,7 @@ from wasman_host.store.protocol import Change, Claim, Status
 from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anyio.abc import TaskGroup
 

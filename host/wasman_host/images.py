@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from wasman_host.guest.memory import image_of
+from wasman_host.guest.memory import Image, image_of
 from wasman_host.snapshot import parts_of
 
 if TYPE_CHECKING:
-    from wasman_host.guest.memory import Image
     from wasman_host.snapshot import Delta
 
 __all__ = ["Images", "Origin", "Restored"]

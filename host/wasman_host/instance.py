@@ -68,12 +68,13 @@ _HOST = "wasman."
 
 
 def open_record(stored: Stored) -> Record:
-    """The record inside what a store holds.
+    """The record inside what a store holds, where the end of its log can be read as well.
 
     Raises:
-        CorruptSnapshotError: It is damaged, or does not fit the columns beside it.
+        CorruptSnapshotError: One of the two is damaged, or the record does not fit the columns beside it.
         UnsupportedStateError: A newer wasman wrote it.
     """
+    open_tail(stored)
     address = Address(stored.key.tenant, stored.key.id, stored.run, "record")
     record = decode_record(unseal(address, stored.record or None), str(address))
     if record.run != stored.run or record.status != stored.columns.status:
@@ -445,7 +446,8 @@ class Instance:
             )
             raise CorruptSnapshotError(message)
         entries = open_entries(self.key.tenant, self.key.id, self.run, rows, after)
-        if stop is None and (digest_of(rows[-1][1]) if rows else after) != tail.chain:
+        ends = (entries[-1].time, digest_of(rows[-1][1])) if rows else (tail.time, after)
+        if stop is None and ends != (tail.time, tail.chain):
             message = (
                 f"the log of run {self.run} of {self.key} is not the one that its record was written over; "
                 f"restore it from a backup, then unblock"
@@ -603,7 +605,7 @@ class Instance:
 
     # Answering host calls
 
-    async def _answer(self, guest: Guest, parked: Parked) -> int:
+    async def _answer(self, guest: Guest, parked: Parked) -> int:  # noqa: PLR0911  one for each kind of call
         """What the host call that the guest is parked in returns."""
         request = parked.request
         if type(request) is abi_v0.Call and not request.name.startswith(_HOST):
@@ -659,8 +661,8 @@ class Instance:
                 limit = machine.pinned.limits.request
                 if len(call.request) > limit:
                     message = (
-                        f"the guest of {self.key} gives a result of {len(call.request):,} bytes and may give {limit:,}; "
-                        f"raise the limit and unblock, or terminate it"
+                        f"the guest of {self.key} gives a result of {len(call.request):,} bytes and may give "
+                        f"{limit:,}; raise the limit and unblock, or terminate it"
                     )
                     raise GuestLimitError(message)
                 if not _is_json(call.request):

@@ -1,7 +1,8 @@
 """Guests in memory, and which of them go first when there are too many, or they use too much.
 
-A guest is kept for as long as its instance lives here, so that nothing is replayed; one that waits may be evicted, least
-recently used first. What is counted is what a guest has written: the pages that an image under it provides are shared.
+A guest is kept for as long as its instance lives here, so that nothing is replayed; one that waits may be evicted,
+least recently used first. What is counted is what a guest has written: the pages that an image
+under it provides are shared.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _stored_blocks(data: bytes) -> bytes:
     length = len(data)
     if length <= _BLOCK:
         return _stored_head(1, length, length ^ 0xFFFF) + data
-    parts = []
+    parts: list[bytes] = []
     for at in range(0, length, _BLOCK):
         part = data[at : at + _BLOCK]
         parts += (_stored_head(at + _BLOCK >= length, len(part), len(part) ^ 0xFFFF), part)

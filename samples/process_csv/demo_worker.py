@@ -34,7 +34,7 @@ from wasman_sdk import Client
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wasman_host.store import Change, Lost, Unread, Won
+    from wasman_host.store import Change, Lost, Step, Unread, Won
     from wasman_sdk import ActivityInfo
 
 __all__ = ["Plan"]
@@ -102,7 +102,7 @@ class _WatchedStore(SqliteStore):
         return await super().read(run, start, stop)
 
     @override
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         checkpoint = any(blob.name.startswith("snapshot-") for change in changes for blob in change.blobs)
         if checkpoint and self._plan.commit is not None and self._ledger.batch >= self._plan.commit:
             _tell("dying", batch=self._ledger.batch, row=self._ledger.row)

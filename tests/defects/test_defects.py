@@ -295,7 +295,7 @@ async def test_r09a_a_guest_that_fails_has_failed(step: wat.Step, kind: str, lab
 async def test_r09b_a_call_that_nobody_can_answer_is_no_success(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasman_host.instance._UNREGISTERED", 0.05)
+    monkeypatch.setattr("wasman_host.calls._UNREGISTERED", 0.05)
     await lab.start(wat.script(wat.call("missing", b"1")))
     async with lab.worker():
         found = await lab.until(Status.WAITING)

@@ -15,7 +15,7 @@ from wasman_host.activity import ActivityCall
 from wasman_host.errors import CorruptSnapshotError
 from wasman_host.store import Key, Status
 
-KINDS = ["record", "first entry", "entry", "snapshot", "payload", "image", "module"]
+KINDS = ["record", "tail", "first entry", "entry", "snapshot", "payload", "image", "module"]
 DAMAGES = ["flipped", "truncated", "swapped", "deleted", "unpacked", "empty", "doubled"]
 LARGE = "x" * 100_000
 
@@ -33,12 +33,13 @@ OTHER = wat.stated(GUEST, "another module")
 
 def damaged(how: str, right: bytes, other: bytes) -> bytes | None:
     place = len(right) * 2 // 3
+    if how == "unpacked":
+        return gzip.decompress(right)
     return {
         "flipped": right[:place] + bytes([right[place] ^ 16]) + right[place + 1 :],
         "truncated": right[:-7],
         "swapped": other,
         "deleted": None,
-        "unpacked": gzip.decompress(right),
         "empty": b"",
         "doubled": right + right,
     }[how]
@@ -65,16 +66,17 @@ async def half_done(disk: SqliteLab) -> Ledger:
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_damage_blocks_and_is_mended(kind: str, how: str, disk: SqliteLab) -> None:
+    if kind == "tail" and how in {"deleted", "unpacked"}:
+        pytest.skip("it stands in the instance's own row, without which no worker finds it, and it is not compressed")
     ledger = await half_done(disk)
     cell = disk.cell(kind)
     right, wrong = cell.read(), damaged(how, cell.read(), disk.cell(kind, "other").read())
-    if kind == "record" and wrong is None:
-        pytest.skip("the store's own tests: without its record an instance is not found by any worker")
     done = len(ledger.rows)
     cell.write(wrong)
     async with disk.worker(ledger.activity(), ledger.activity("gate"), cold=True):
         found = await disk.blocked(CorruptSnapshotError, reason="restore it from a backup, then unblock")
-        assert {"first entry": "entry"}.get(kind, kind) in found.reason or "the log of run" in found.reason
+        what = {"first entry": "entry", "tail": "the end of its log"}.get(kind, kind)
+        assert what in found.reason or "the log of run" in found.reason
         assert await disk.result("other") == [1, 2, 3, -2]
         assert len(ledger.rows) == done + 1, "only the other instance may go on"
     cell.write(right)
@@ -114,7 +116,7 @@ async def test_a_record_that_cannot_be_read_can_be_terminated(disk: SqliteLab) -
 
 
 async def test_a_restored_record_may_say_waiting(disk: SqliteLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wasman_host.instance._UNREGISTERED", 0.1)
+    monkeypatch.setattr("wasman_host.calls._UNREGISTERED", 0.1)
     ledger = Ledger()
     await disk.start(wat.script(wat.call("missing", b"1")))
     async with disk.worker():

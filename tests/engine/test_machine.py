@@ -8,11 +8,11 @@ import pytest
 from attrs import evolve
 
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
-from wasman_host.machine import Machine, Proposal, Terminating, chain_after, create
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, decode_entry
+from wasman_host.machine import Machine, Proposal, Terminating, create
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, open_entries
 from wasman_host.payload import INLINE_LIMIT, Payload
 from wasman_host.record import Pinned, Publishing, Record
-from wasman_host.seal import Address, unseal
+from wasman_host.seal import Address, digest_of, seal
 from wasman_host.store import Status
 
 ONE, TWO, THREE = (hashlib.sha256(number).hexdigest() for number in (b"1", b"2", b"3"))
@@ -23,21 +23,23 @@ class Run:
 
     def __init__(self, given: object = None) -> None:
         proposal = create("default", "w", "r", Pinned("flow", "m"), Payload.of_value(given), None, 1000)
-        self.record = proposal.record
+        self.record = _record(proposal)
+        self.tail = proposal.tail
         self.log = list(proposal.entries)
         self.takeovers = 0
 
     def machine(self, start: int = 0, state: dict[str, Any] | None = None) -> Machine:
         """A machine that has just taken the run up, at a snapshot before entry `start`."""
-        machine = Machine("default", "w", self.record, self.takeovers)
+        machine = Machine("default", "w", self.record, self.tail, self.takeovers)
         machine.remember(self.entry(0), state, [self.entry(n) for n in range(max(start, 1), len(self.log))])
         return machine
 
     def entry(self, n: int) -> Entry:
-        return decode_entry(unseal(Address("default", "w", "r", "entry", str(n)), self.log[n][1]), n, "here")
+        return open_entries("default", "w", "r", self.log[: n + 1], EMPTY_CHAIN)[n]
 
     def commit(self, machine: Machine, proposal: Proposal) -> None:
-        self.record = proposal.record
+        self.record = proposal.record or self.record
+        self.tail = proposal.tail
         self.log += proposal.entries
         if proposal.settles:
             self.takeovers = 0
@@ -48,6 +50,11 @@ class Run:
         assert machine.replayed(number) is None
         self.commit(machine, machine.answered([Delivery("result", number, Payload.of(answer))], now))
         return number
+
+
+def _record(proposal: Proposal) -> Record:
+    assert proposal.record is not None
+    return proposal.record
 
 
 def replay(machine: Machine, calls: Sequence[tuple[str, str]]) -> list[bytes | None]:
@@ -185,8 +192,6 @@ def test_a_snapshot_goes_on_with_its_number_and_its_digest() -> None:
 
 
 def _sealed() -> bytes:
-    from wasman_host.seal import seal  # noqa: PLC0415
-
     return seal(Address("default", "w", "r", "snapshot", "snapshot-1"), b"pages")
 
 
@@ -195,11 +200,40 @@ def test_the_chain_of_a_log_names_every_entry() -> None:
     machine = run.machine()
     run.call(machine, "x", ONE, b"a")
     run.call(machine, "x", TWO, b"b")
-    sealed = [entry for _, entry in run.log]
-    assert machine.chain_fits(None, sealed)
-    assert machine.chain_fits(chain_after(EMPTY_CHAIN, sealed[:2]), sealed[2:])
-    for wrong in (sealed[:-1], sealed[1:], [sealed[1], sealed[0], sealed[2]], [*sealed, sealed[-1]]):
-        assert not machine.chain_fits(None, wrong)
+    first, second, third = run.log
+    assert run.tail.chain == digest_of(third[1])
+    assert run.tail.entries == 3
+    assert len(open_entries("default", "w", "r", [second, third], digest_of(first[1]))) == 2
+    other = Run("another input")
+    other.call(other.machine(), "x", ONE, b"a")
+    for wrong, after in (
+        ([second, third], EMPTY_CHAIN),
+        ([first, third], EMPTY_CHAIN),
+        ([first, (1, third[1]), (2, second[1])], EMPTY_CHAIN),
+        ([first, other.log[1], third], EMPTY_CHAIN),
+        ([other.log[0], second], EMPTY_CHAIN),
+    ):
+        with pytest.raises(CorruptSnapshotError, match="fails its digest, or belongs to another place"):
+            open_entries("default", "w", "r", wrong, after)
+
+
+def test_a_step_leaves_the_record_as_it_is() -> None:
+    run = Run()
+    machine = run.machine()
+    number = machine.issue("call", "x", ONE)
+    proposal = machine.answered([Delivery("result", number, Payload.of(b"a"))], 50)
+    assert proposal.record is None
+    run.commit(machine, proposal)
+    machine.pin_image("d" * 64)  # it has to be written with whatever is committed next
+    number = machine.issue("call", "x", ONE)
+    proposal = machine.answered([Delivery("result", number, Payload.of(b"a"))], 50)
+    assert _record(proposal).image == "d" * 64
+    run.commit(machine, proposal)
+    number = machine.issue("call", "x", ONE)
+    assert machine.answered([Delivery("result", number, Payload.of(b"a"))], 50).record is None
+    run.commit(machine, machine.backoff(number, "x", Failure("E", "m", None, "x", 1), 99))
+    answered = machine.answered([Delivery("result", number, Payload.of(b"a"))], 50)
+    assert _record(answered).open == ()
 
 
 # A proposal changes nothing until it is accepted
@@ -227,23 +261,21 @@ def test_a_proposal_changes_nothing_until_it_is_accepted() -> None:
     accepted, *_ = proposals
     machine.accept(accepted)
     assert machine.last_failure == failure
-    assert machine.record.entries == 2
+    assert machine.tail.entries == 2
 
 
 def test_the_ends_of_a_run() -> None:
     machine = Run().machine()
     completed = machine.completed(Payload.of(b"1"), None, 50)
-    assert (completed.record.status, completed.record.closed, completed.keeps_owner) == (Status.COMPLETED, 50, False)
+    record = _record(completed)
+    assert (record.status, record.closed, completed.keeps_owner) == (Status.COMPLETED, 50, False)
     publishing = machine.completed(Payload.of(b"1"), Publishing({"out": (3, "d", {})}), 50)
-    assert (publishing.record.status, publishing.record.closed, publishing.keeps_owner) == (
-        Status.PUBLISHING,
-        None,
-        True,
-    )
+    record = _record(publishing)
+    assert (record.status, record.closed, publishing.keeps_owner) == (Status.PUBLISHING, None, True)
     ended = machine.ended(Terminating(Status.TERMINATED, "terminate", "enough", ("m1", "m2")), 50)
-    assert (ended.record.status, ended.consumes, len(ended.entries)) == (Status.TERMINATED, ("m1", "m2"), 1)
+    assert (_record(ended).status, ended.consumes, len(ended.entries)) == (Status.TERMINATED, ("m1", "m2"), 1)
     late = machine.closed_with_mail(ended, [("m3", "signal")])
-    assert (late.record.undelivered, tuple(late.consumes)) == ((("m3", "signal"),), ("m1", "m2", "m3"))
+    assert (_record(late).undelivered, tuple(late.consumes)) == ((("m3", "signal"),), ("m1", "m2", "m3"))
 
 
 def test_large_payloads_are_blobs_whose_names_are_never_used_twice() -> None:
@@ -302,7 +334,7 @@ def test_attempts_of_an_operation_that_was_committed(
     run.commit(machine, machine.backoff(number, "x", Failure("E", "m", None, "x", attempts), 99))
     if retry_at is None:
         run.commit(machine, machine.begun(number, attempts))
-    again = Machine("default", "w", run.record, takeovers)
+    again = Machine("default", "w", run.record, run.tail, takeovers)
     assert again.attempts(number) == begun
 
 

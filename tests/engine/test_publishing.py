@@ -6,11 +6,11 @@ from tests import wat
 from tests.lab import Ledger, MemoryLab, SqliteLab, sink, source
 from wasman_host import control
 from wasman_host.payload import Payload
-from wasman_host.store import Change, Key, Status
+from wasman_host.store import Change, Key, Status, Step
 
 
-def publishing(change: Change) -> bool:
-    return change.columns is not None and change.columns.status is Status.PUBLISHING
+def publishing(change: Change | Step) -> bool:
+    return isinstance(change, Change) and change.columns is not None and change.columns.status is Status.PUBLISHING
 
 
 async def test_a_run_that_is_publishing_is_completed_although_it_is_terminated(disk: SqliteLab, tmp_path: Path) -> None:

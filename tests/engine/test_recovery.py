@@ -24,8 +24,7 @@ from wasman_host.errors import (
     WorkflowClosedError,
 )
 from wasman_host.guest.module import compile_module
-from wasman_host.instance import Instance
-from wasman_host.oplog import decode_entry
+from wasman_host.oplog import EMPTY_CHAIN, open_entries
 from wasman_host.record import Limits
 from wasman_host.seal import Address, unseal
 from wasman_host.snapshot import decode_delta
@@ -242,7 +241,7 @@ async def test_an_attempt_that_takes_too_long_is_cut_and_tried_again(lab: Memory
 async def test_an_unregistered_activity_waits_and_costs_no_attempt(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasman_host.instance._UNREGISTERED", 0.05)
+    monkeypatch.setattr("wasman_host.calls._UNREGISTERED", 0.05)
     await lab.start(wat.script(wat.call("late")))
     for _ in range(3):
         async with lab.worker():
@@ -530,7 +529,7 @@ async def test_an_internal_error_blocks_and_loses_nothing(lab: MemoryLab, monkey
     ledger = Ledger()
     async with lab.worker(ledger.activity()):
         with monkeypatch.context() as patch:
-            patch.setattr(Instance, "_respond", lambda *_: 1 / 0)
+            patch.setattr("wasman_host.calls.respond", lambda *_: 1 / 0)
             found = await lab.blocked(BlockedError)
             assert "an internal error of wasman: ZeroDivisionError" in found.reason
         await lab.unblock()
@@ -570,9 +569,8 @@ async def test_a_tinygo_guest_that_is_killed_all_the_time_ends_as_if_it_was_not(
     assert await lab.complete(ledger.activity("echo")) == expected
     assert list(dict.fromkeys(ledger.requests)) == list(dict.fromkeys(calm.requests))
     record = await lab.record()
-    entry = (await lab.store.read(record.run, 1, 2))[0][1]
-    address = Address("default", "w", record.run, "entry", "1")
-    assert decode_entry(unseal(address, entry), 1, "here").issued[0].name == "echo"
+    rows = await lab.store.read(record.run, 0, 2)
+    assert open_entries("default", "w", record.run, rows, EMPTY_CHAIN)[1].issued[0].name == "echo"
 
 
 @pytest.mark.parametrize("name", ["mixed_tinygo.wasm"])

@@ -20,7 +20,7 @@ from attrs import evolve
 from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.engine import Engine
 from wasman_host.guest.module import GuestModule
-from wasman_host.store import Change, Lost, SqliteStore, Status, Unread, Won
+from wasman_host.store import Change, Lost, SqliteStore, Status, Step, Unread, Won
 
 
 class Replayer(Engine):
@@ -37,11 +37,13 @@ class LastStore(SqliteStore):
     memory: Path
     calls = 0
 
-    async def commit(self, changes: Sequence[Change]) -> list[Won | Lost | Unread]:
+    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
+            if isinstance(change, Step):
+                continue
             assert change.columns is not None
             if change.columns.status in {Status.PUBLISHING, Status.COMPLETED}:
-                guest = self.engine._live[change.key]._guest
+                guest = self.engine._live[change.key].guest
                 assert guest is not None
                 self.memory.write_bytes(guest.memory())
                 values = [[kind, value.hex()] for kind, value in guest.globals()]

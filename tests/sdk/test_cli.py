@@ -346,13 +346,23 @@ def test_blocked_run_and_the_limit_that_unblocks_it(wasman: Shell) -> None:
     assert last.startswith("wasman: one is blocked: the module wants ")
     assert last.endswith(" bytes of memory to begin with and the instance may have 65,536; raise the limit and unblock")
     assert wasman.shown("one")["status"] == "blocked"
-    assert "limits      memory 65,536 bytes, turn 10 s, payload 16,777,216 bytes\n" in wasman("show", "one")[0]
+    assert "limits      memory 65,536 bytes, tables 1,000,000 elements, stack 524,288 bytes, turn 10 s, " in (
+        wasman("show", "one")[0]
+    )
 
     _, errors = wasman(*run, "--attach", code=3)
     assert errors.splitlines()[-1] == last
-    output, _ = wasman("unblock", "one", "--memory", "33554432", "--turn-seconds", "2.5", "--payload", "100000")
+    output, _ = wasman("unblock", "one", "--memory", "33554432", "--turn-seconds", "2.5", "--response", "100000")
     assert output == "one goes on from where it stands, as soon as a worker claims it\n"
-    assert wasman.shown("one")["limits"] == {"memory": 33554432, "turn_seconds": 2.5, "payload": 100000}
+    assert wasman.shown("one")["limits"] == {
+        "memory": 33554432,
+        "table_elements": 1_000_000,
+        "stack": 524288,
+        "turn_seconds": 2.5,
+        "stored": 1073741824,
+        "request": 16777216,
+        "response": 100000,
+    }
     assert wasman.refused(2, "unblock", "one") == "one is running, not blocked"
     assert "Hello Ada" in wasman(*run, "--attach")[0]
     assert wasman.refused(4, "unblock", "one") == "one has ended (completed), so there is nothing to unblock"
@@ -567,7 +577,7 @@ def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     output, _ = wasman("show", "one", "--json", code=4)
     assert json.loads(output)["log"] is None
     with sqlite3.connect(wasman.folder / "wasman.db") as database:
-        database.execute("update instance set record = zeroblob(100) where id = 'one'")
+        database.execute("update record set data = zeroblob(100) where instance = (select number from instance where id = 'one')")
     output, errors = wasman("show", "one", code=4)
     assert "status      blocked" in output
     assert errors.endswith(" does not begin as a sealed gzip member; restore it from a backup, then unblock\n")

@@ -435,7 +435,7 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(commit)
-        while not store._pending and not results:
+        while not store._group._pending and not results:
             await anyio.lowlevel.checkpoint()
         await store.close()
     assert results == [Won(1, 0)]

@@ -6,6 +6,7 @@ does not depend on it.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 import time
@@ -18,7 +19,6 @@ from wasman_host.guest import capi
 from wasman_host.guest.limits import MAX_STACK, STACK, STACK_STEP
 
 if TYPE_CHECKING:
-    import ctypes
     from collections.abc import Mapping
 
 __all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "settings", "snapshot_engine", "ticker"]

@@ -140,8 +140,8 @@ class Guest:
             self.close()
             if "table" in problem and "limit" in problem:
                 message = (
-                    f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that the "
-                    f"instance may have; raise the limit and unblock"
+                    f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
+                    f"the instance may have; raise the limit and unblock"
                 )
                 raise GuestLimitError(message)
             raise InvalidModuleError(problem)

@@ -3,8 +3,8 @@
 Where the kernel can (Linux 6.7 and later), an image is a sealed memory file. Restoring maps it privately over a guest's
 memory: no byte is copied, any number of guests share it, and the pages that a guest has written since are exactly those
 that are present and no longer the file's, which one system call lists (PAGEMAP_SCAN). Elsewhere an image is bytes that
-are copied in, and pages are compared. Both give the same pages; the environment variable WASMAN_MEMORY=compare takes the
-second way everywhere.
+are copied in, and pages are compared. Both give the same pages; the environment variable WASMAN_MEMORY=compare takes
+the second way everywhere.
 
 What the kernel says is "written", not "different": `Baseline` compares the pages it names with what the last snapshot
 held, so that a snapshot holds what has changed since the one before it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,6 @@ from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
-    import ctypes
-
     from wasman_host.guest.cache import CodeCache
     from wasman_host.guest.limits import GuestLimits
 

@@ -1,4 +1,4 @@
-"""Group commit over one SQLite connection: what one turn of the event loop gathers shares one transaction, and one sync.
+"""Group commit over one SQLite connection: what one turn of the event loop gathers shares a transaction, and a sync.
 
 A member of a group is an operation, a function that reads and writes inside an open transaction, or a step, a row of a
 statement that is run once for all steps of the group. The transaction takes the write lock at its beginning, so what an

@@ -1,8 +1,9 @@
 """The store in one SQLite file: the embedded default.
 
 Writing. Every write is an operation that reads and writes inside an open transaction, or a step, and all of one turn of
-the event loop share a transaction on the loop's own thread, which is one fsync for the lot (`wasman_host.store.group`; a
-writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit). All steps of a group are one
+the event loop share a transaction on the loop's own thread, which is one fsync for the lot
+(`wasman_host.store.group`; a writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit).
+All steps of a group are one
 statement, and so are all log entries.
 
 Watching. The process's own commits wake its watchers at once. Those of others are seen by polling `pragma
@@ -16,7 +17,6 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -65,7 +65,7 @@ from wasman_host.store.rules import (
 from wasman_host.store.watchers import Visible, Watchers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from wasman_host.store.protocol import Change, Filter
     from wasman_host.wake import Answer
