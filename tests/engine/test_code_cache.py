@@ -1,10 +1,11 @@
-"""The code cache: what is in the way costs a warning and the time to compile, and nothing wrong is handed to wasmtime."""
+"""The code cache: what is in its way costs a warning and a compilation, and nothing wrong is handed to wasmtime."""
 
 import gzip
 import hashlib
 import json
 import logging
 import os
+import platform
 import resource
 import signal
 import struct
@@ -15,14 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wasmtime import Config, Engine, Module
+from wasmtime import Config, Engine, Module, wat2wasm
 
 from tests import wat
 from tests.lab import MemoryLab
+from wasman_host.errors import InvalidModuleError
 from wasman_host.guest import cache as cache_module
 from wasman_host.guest import module as module_module
 from wasman_host.guest.binary import REWRITER, parse
 from wasman_host.guest.cache import CodeCache, Entry, code_cache, surroundings
+from wasman_host.guest.engine import settings
 from wasman_host.guest.module import GuestModule, check, compile_module, digest
 
 GUEST = wat.script(wat.call("wasman.input"))
@@ -90,7 +93,8 @@ def test_a_second_load_gives_the_same_module_without_compiling_it(
 
 def test_why_a_module_has_no_snapshots_is_kept_as_well(tmp_path: Path) -> None:
     guest = wat.module(
-        '(memory (export "memory") 1) (table 1 funcref) (func (export "run") (drop (table.grow (ref.null func) (i32.const 1))))'
+        '(memory (export "memory") 1) (table 1 funcref)'
+        '(func (export "run") (drop (table.grow (ref.null func) (i32.const 1))))'
     )
     first = compile_module(guest, "it", CodeCache(tmp_path / "code"))
     second = compile_module(guest, "it", CodeCache(tmp_path / "code"))
@@ -102,16 +106,16 @@ async def test_a_run_is_the_same_with_cached_code(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module_module, "code_cache", lambda: CodeCache(tmp_path / "code"))
-    for id in ("compiled", "cached"):
-        await lab.start(GUEST, {"a": 1}, id=id)
-        assert await lab.complete(id=id, cold=True) == [{"a": 1}]
+    for name in ("compiled", "cached"):
+        await lab.start(GUEST, {"a": 1}, id=name)
+        assert await lab.complete(id=name, cold=True) == [{"a": 1}]
     assert len(list((tmp_path / "code").iterdir())) == 1
 
 
 def test_what_cannot_be_run_is_not_kept(tmp_path: Path) -> None:
-    wrong = wat.wat2wasm('(module (import "env" "unknown" (func)) (memory (export "memory") 1))')
+    wrong = wat2wasm('(module (import "env" "unknown" (func)) (memory (export "memory") 1))')
     for _ in range(2):
-        with pytest.raises(module_module.InvalidModuleError, match=r"env\.unknown, which wasman does not provide"):
+        with pytest.raises(InvalidModuleError, match=r"env\.unknown, which wasman does not provide"):
             compile_module(bytes(wrong), "it", CodeCache(tmp_path / "code"))
     assert not list((tmp_path / "code").iterdir())
 
@@ -124,9 +128,7 @@ def test_an_entry_made_when_the_host_offered_more_is_judged_anew(
     del offered["env", "host_call_api"]
     monkeypatch.setattr(module_module, "_KNOWN", offered)
     for load in (compile_module, check):
-        with pytest.raises(
-            module_module.InvalidModuleError, match=r"env\.host_call_api, which wasman does not provide"
-        ):
+        with pytest.raises(InvalidModuleError, match=r"env\.host_call_api, which wasman does not provide"):
             load(GUEST, "it", CodeCache(tmp_path / "code"))
 
 
@@ -264,10 +266,10 @@ def test_code_of_other_surroundings_is_another_entry(
     elif what == "rewriter":
         monkeypatch.setattr(cache_module, "REWRITER", "another")
     elif what == "settings":
-        changed = {**cache_module.settings(), "cranelift_nan_canonicalization": False}
+        changed = {**settings(), "cranelift_nan_canonicalization": False}
         monkeypatch.setattr(cache_module, "settings", lambda: changed)
     else:
-        monkeypatch.setattr(cache_module.platform, "machine", lambda: "another")
+        monkeypatch.setattr(platform, "machine", lambda: "another")
     try:
         filled(tmp_path / "code2")
         compile_module(GUEST, "it", CodeCache(tmp_path / "code"))
@@ -371,7 +373,7 @@ def test_a_folder_of_somebody_else_is_not_used(
     if user == 0:
         os.chown(tmp_path / "code", 12345, -1)
     else:
-        monkeypatch.setattr(cache_module.os, "geteuid", lambda: user + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     assert "it belongs to user " in two_loads(tmp_path / "code", caplog)
 
 
