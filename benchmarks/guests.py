@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wasmtime import wat2wasm
 
-__all__ = ["calling"]
+__all__ = ["calling", "large"]
 
 _CALLING = """(module
  (import "env" "host_call_api" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
@@ -21,3 +21,27 @@ _CALLING = """(module
 def calling() -> bytes:
     """`run(n)` calls the activity "step" n times with the JSON 12345 and returns n."""
     return bytes(wat2wasm(_CALLING))
+
+
+def large(functions: int = 2500) -> bytes:
+    """A guest of about 2 MB: `run(n)` goes through `functions` different functions and returns a number."""
+    bodies = []
+    for number in range(functions):
+        mixed = "".join(
+            f"(local.set $x (i32.add (i32.mul (local.get $x) (i32.const {number * 7919 + place * 104_729 + 1}))"
+            f" (i32.load offset={(number * 64 + place * 4) % 60_000} (i32.and (local.get $x) (i32.const 4092)))))"
+            f"(if (i32.lt_u (local.get $x) (i32.const {place * 1_000_003 + number}))"
+            f" (then (i32.store offset={place * 256} (i32.and (local.get $n) (i32.const 4092)) (local.get $x))))"
+            for place in range(20)
+        )
+        bodies.append(
+            f"(func $f{number} (param $n i32) (result i32) (local $x i32) (local.set $x (local.get $n)) "
+            f"(loop $again {mixed} (local.set $n (i32.sub (local.get $n) (i32.const 1)))"
+            f" (br_if $again (i32.gt_s (local.get $n) (i32.const 0)))) (local.get $x))"
+        )
+    calls = "".join(f"(local.set $n (call $f{number} (i32.const 1)))" for number in range(functions))
+    text = (
+        f'(module (memory (export "memory") 2) {"".join(bodies)}'
+        f'(func (export "run") (param $n i32) (result i32) {calls} (local.get $n)))'
+    )
+    return bytes(wat2wasm(text))
