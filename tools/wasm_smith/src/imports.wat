@@ -1,4 +1,4 @@
-;; What the host offers, written by tools/smith.py: do not edit.
+;; What the host offers: `FUNCTIONS` of wasman_host.guest.abi_v0 and wasman_host.guest.wasi.
 (module
   (import "env" "checkpoint" (func))
   (import "env" "host_get_time" (func (result i64)))
