@@ -63,7 +63,7 @@ fn guest(random: &mut Random) -> Config {
         reference_types_enabled: random.one_in(4),
         tail_call_enabled: random.one_in(4),
         relaxed_simd_enabled: random.one_in(4),
-        max_memories: 1,
+        max_memories: 0, // beside the exported one
         max_funcs: 8,
         max_globals: 8,
         max_imports: 12,
