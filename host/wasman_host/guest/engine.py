@@ -17,6 +17,7 @@ from wasmtime import Config, Engine, _ffi
 
 from wasman_host.guest import capi
 from wasman_host.guest.limits import MAX_STACK, STACK, STACK_STEP
+from wasman_host.guest.linear import provide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +61,7 @@ def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
         _set(config, name, on)
     _set_size(config, "max_wasm_stack", stack)
     _set_size(config, "async_stack_size", stack + _ABOVE)
+    provide(config)
     return config
 
 

@@ -27,7 +27,7 @@ from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps"]
+__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "no_huge_pages"]
 
 logger = logging.getLogger("wasman.memory")
 
@@ -84,6 +84,10 @@ class _Kernel:
         """Map a file over the memory at `address`."""
         if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        self.no_huge_pages(address, size)
+
+    def no_huge_pages(self, address: int, size: int) -> None:
+        """What is written there shall count by small pages."""
         if self._huge:
             self._madvise(address, size, _MADV_NOHUGEPAGE)
 
@@ -130,6 +134,12 @@ def _probed() -> bool:
 def maps() -> bool:
     """Whether images are mapped here, or copied and compared."""
     return _probed()
+
+
+def no_huge_pages(address: int, size: int) -> None:
+    """A write to the memory at `address` shall make no more than one page: pages are what is listed and counted."""
+    if _probed():
+        _kernel().no_huge_pages(address, size)
 
 
 _kernels: list[_Kernel] = []
