@@ -41,7 +41,6 @@ __all__ = [
     "memory_creator",
     "memory_grow",
     "memory_guard",
-    "memory_init_cow",
     "memory_reservation",
     "poll",
     "poll_at_once",
@@ -105,7 +104,6 @@ table_size = _bind(_pylib, "wasmtime_table_size", c_uint64, _P, _P)
 memory_creator = _bind(_pylib, "wasmtime_config_host_memory_creator_set", None, _P, _P)
 memory_reservation = _bind(_pylib, "wasmtime_config_memory_reservation_set", None, _P, c_uint64)
 memory_guard = _bind(_pylib, "wasmtime_config_memory_guard_size_set", None, _P, c_uint64)
-memory_init_cow = _bind(_pylib, "wasmtime_config_memory_init_cow_set", None, _P, c_bool)
 memory_grow = _bind(_pylib, "wasmtime_memory_grow", _P, _P, _P, c_uint64, _P)
 global_get = _bind(_pylib, "wasmtime_global_get", None, _P, _P, _P)
 global_set = _bind(_pylib, "wasmtime_global_set", _P, _P, _P, _P)

@@ -46,6 +46,8 @@ def _switches(features_off: tuple[str, ...]) -> Mapping[str, bool]:
         "wasm_relaxed_simd_deterministic": True,
         "cranelift_nan_canonicalization": True,
         "memory_may_move": False,
+        # Wasmtime would map data into a memory that it takes for one of its own, and ends the process over ours.
+        "memory_init_cow": False,
         "shared_memory": False,
     }
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from wasman_host.guest import capi
 from wasman_host.guest.imports import current
-from wasman_host.guest.memory import maps, no_huge_pages
+from wasman_host.guest.memory import no_huge_pages
 
 if TYPE_CHECKING:
     from wasmtime import Config
@@ -139,7 +139,7 @@ class LinearMemory:
         refused: Why the system gave no more, "" while it did.
     """
 
-    __slots__ = ("_all", "_limit", "_range", "base", "image", "refused", "size", "view", "wanted")
+    __slots__ = ("_all", "_below", "_limit", "_range", "base", "image", "refused", "size", "view", "wanted")
 
     def __init__(self, limit: int, image: Image | None) -> None:
         self.base = self.size = self.wanted = 0
@@ -147,6 +147,7 @@ class LinearMemory:
         self.image = image
         self.refused = ""
         self._limit = limit
+        self._below: list[Image] = []
         self._range: _Range | None = None
 
     def make(self, size: int) -> None:
@@ -180,12 +181,12 @@ class LinearMemory:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def _lay(self, image: Image, size: int) -> None:
-        if maps():
+        if image.mapped:
             image.lay(self.base)
             self._open(image.size, size)
         else:
             self._open(0, size)
-            image.lay(self.base)
+            image.lay(self.base, fresh=True)
         self.image = image
 
     def grow(self, size: int) -> bool:
@@ -206,9 +207,13 @@ class LinearMemory:
 
     def lay(self, image: Image) -> None:
         """Lay an image under it, which is no larger."""
-        if self.image is not image:
-            image.lay(self.base)
-            self.image = image
+        below = self.image
+        if below is image:
+            return
+        if below is not None and image.size < below.size:
+            self._below.append(below)  # its end is still seen
+        image.lay(self.base)
+        self.image = image
 
     def close(self) -> None:
         """Give it back. Its views become invalid."""
@@ -224,7 +229,8 @@ class LinearMemory:
         size, self.size, self.view = self.size, 0, memoryview(b"")
         del self._all
         _ranges.give(used, size)
-        self.image = None  # only now: an image is used again when nothing lies over it
+        self.image = None  # only now: an image's pages are used again when it lies under nothing any more
+        self._below.clear()
 
 
 # How wasmtime asks. Nothing may be raised through it, and it ends the process where it gets no address.
@@ -297,6 +303,4 @@ def provide(config: Config) -> None:
     pointer = capi.address(config)
     capi.memory_reservation(pointer, CAPACITY)
     capi.memory_guard(pointer, _GUARD)
-    # Wasmtime would lay the module's data under a memory that it takes for its own, and ends the process over ours.
-    capi.memory_init_cow(pointer, False)
     capi.memory_creator(pointer, ctypes.addressof(_CREATOR))

@@ -19,7 +19,7 @@ from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
 from wasman_host.guest.linear import CAPACITY, LinearMemory
-from wasman_host.guest.memory import PAGE, maps
+from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
     from wasman_host.guest.limits import GuestLimits
@@ -361,7 +361,7 @@ class Guest:
     def written(self) -> int:
         """Bytes of memory that this guest has for itself: pages it has written, or all where that cannot be told."""
         memory = self.linear
-        if memory.image is None or not maps():
+        if memory.image is None or not memory.image.mapped:
             return memory.size
         return PAGE * sum(count for _, count in memory.image.written(memory.base, memory.size))
 
