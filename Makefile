@@ -4,6 +4,7 @@
 #   make test     the tests, on every Python in range that this machine has
 #   make check    the static checks
 #   make mutants  brings each defect of the original back, and expects the tests to notice
+#   make leaks    10,000 guests restored, grown, kept and evicted: nothing is left behind
 #   make bench    the figures
 #   make format   what the formatter and the linter can mend by themselves
 #   make guests   build the guest modules anew (needs TinyGo)
@@ -33,7 +34,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants bench format guests lock clean env
+.PHONY: help demo test check mutants leaks bench format guests lock clean env
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +84,9 @@ check: env
 
 mutants: env
 	$(VENV)/bin/python tools/run_mutants.py
+
+leaks: env
+	WASMAN_LEAK_CYCLES=10000 $(VENV)/bin/python -m pytest -q tests/engine/test_memory.py -k leaks
 
 bench: env
 	$(VENV)/bin/python tools/fetch_flights.py
