@@ -1,7 +1,7 @@
 """A store that fails at one of its operations, and is as good as the one behind it before and after that.
 
-Operations are numbered as they are called: `Point("commit", 3)` is the third commit that is asked of this store, in this
-run. What can become of one:
+Operations are numbered as they are called: `Point("commit", 3)` is the third commit that is asked of this store, in
+this run. What can become of one:
 
     dies before      the process is gone before the store hears of it
     dies after       it took effect, and the process is gone before it hears so
@@ -9,10 +9,7 @@ run. What can become of one:
     error after      the store did it, and the answer is lost: an error arrives instead
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,16 +17,18 @@ import anyio
 from attrs import frozen
 
 from wasman_host.errors import StoreUnavailableError
+from wasman_host.store import Store
 
 if TYPE_CHECKING:
-    from wasman_host.store import Store
+    from collections.abc import Callable
 
 __all__ = ["Fault", "Faulty", "How", "Point"]
 
 # Everything that a store promises, but for the clock, and for `open`, `close` and `serve`, which are no part of a run.
-NUMBERED = frozenset(
-    "commit load read blob put_module module put_image image send mail mailed claim beat leave watch list count".split()
-)
+NUMBERED = {
+    "commit", "load", "read", "blob", "put_module", "module", "put_image", "image", "send",
+    "mail", "mailed", "claim", "beat", "leave", "watch", "list", "count",
+}  # fmt: skip
 
 
 class How(StrEnum):

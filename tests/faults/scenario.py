@@ -4,8 +4,6 @@ The run has the same run id wherever it is lived, so that its idempotency keys a
 guest reads the clock and keeps of it only whether it has moved on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import secrets
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -28,10 +26,7 @@ from wasman_host.engine import Engine
 from wasman_host.errors import ApplicationError, StoreUnavailableError, WorkflowAlreadyExistsError
 from wasman_host.payload import Payload
 from wasman_host.residents import Residency
-from wasman_host.store import CLOSED, Change, Key, Status
-
-if TYPE_CHECKING:
-    from wasman_host.store import Store
+from wasman_host.store import CLOSED, Change, Key, Status, Store
 
 __all__ = ["KEY", "SHAPES", "Lived", "Outcome", "Shape", "World", "live", "quickly"]
 
@@ -276,7 +271,7 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     assert found.record.result is not None
     assert len(await control.history(lab.store, found.stored)) == found.entries
     result = await control.load_payload(lab.store, found.stored, found.record.result)
-    left = sorted(path.name for path in folder.iterdir() if path != out and path.name.startswith("out"))
+    left = sorted(path.name for path in folder.glob("out?*"))  # noqa: ASYNC240  a folder of this test
     outcome = Outcome(result.content, frozenset(pages.digests), world.done, out.read_bytes(), left)
     return Lived(outcome, world, stores)
 
