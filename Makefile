@@ -4,6 +4,8 @@
 #   make test     the tests, on every Python in range that this machine has
 #   make check    the static checks
 #   make mutants  brings each defect of the original back, and expects the tests to notice
+#   make faults   a run disturbed at every operation of its store, and its rescuer as well
+#   make soak     workers killed 200 times (SEED=... repeats one)
 #   make bench    the figures
 #   make format   what the formatter and the linter can mend by themselves
 #   make guests   build the guest modules anew (needs TinyGo)
@@ -33,7 +35,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants bench format guests lock clean env
+.PHONY: help demo test check mutants faults soak bench format guests lock clean env
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +85,12 @@ check: env
 
 mutants: env
 	$(VENV)/bin/python tools/run_mutants.py
+
+faults: env
+	WASMAN_FAULTS=1 $(VENV)/bin/python -m pytest -q -s tests/faults -k "whatever_fails or rescuer"
+
+soak: env
+	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
 
 bench: env
 	$(VENV)/bin/python tools/fetch_flights.py

@@ -846,6 +846,10 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
+        # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
+        # unknown, and what is committed instead would be taken for the same commit, by its nonce.
+        if self._scope.cancel_called:
+            await anyio.lowlevel.checkpoint_if_cancelled()
         self._committing = True
         try:
             outcome = await self._durable(self._change(proposal))
