@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
+from wasman_host.channels import local_types
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
@@ -27,7 +28,6 @@ from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
 from wasman_host.store.protocol import Change, Claim, Status
-from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ class Engine:
         Args:
             store: An open store.
             activities: Handlers by name.
-            streams: Types of sources and sinks; files by default.
+            streams: Types of sources and sinks; files and channels by default.
             queues: Task queues to serve.
             max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
@@ -92,7 +92,7 @@ class Engine:
         """
         self.store = store
         self.activities = activities
-        self.streams = streams or file_types()
+        self.streams = streams or local_types()
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()

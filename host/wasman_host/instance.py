@@ -400,6 +400,7 @@ class Instance:
         first, entries = await self._past(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
         world = World(f"wasman run {self.run}".encode(), output=self._output)
         guest = self.guest = Guest(module, world, pinned.limits.guest)
+        guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
         if snapshot is not None:
@@ -638,6 +639,10 @@ class Instance:
                 return self._refuse(kind, message)
             case other:
                 raise AssertionError(f"a host call parked with {other!r}")
+
+    def _transfer(self, view: memoryview, upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+        """Move a stream's bytes while the guest runs, if they are ready."""
+        return self._streams.now(self.machine, view, upload=upload)
 
     def _refuse(self, kind: str, message: str) -> int:
         self.machine.last_failure = Failure(kind, message)

@@ -7,6 +7,7 @@ source or sink is known by a tag that is persisted with the session.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -23,6 +24,9 @@ from wasman_host.record import StreamSpec
 __all__ = ["FileSink", "FileSource", "Sink", "Source", "StreamTypes", "file_types", "identify_file"]
 
 _CHUNK = 1024 * 1024
+_AHEAD = 8 * 1024 * 1024  # bytes that the kernel is asked to fetch where a read had to wait for the disk
+_READ_AHEAD: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 
 
 class Source(ABC):
@@ -36,6 +40,10 @@ class Source(ABC):
             StreamError: The source cannot be read; retries are over.
         """
 
+    def read_now(self, offset: int, view: memoryview) -> int | None:  # noqa: ARG002  a source that always waits
+        """The same where nothing need be waited for; None where something must be. Raises `StreamError`."""
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Give up what is open."""
@@ -47,6 +55,10 @@ class Sink(ABC):
     @abstractmethod
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`. Raises `StreamError`."""
+
+    def write_now(self, offset: int, view: memoryview) -> bool:  # noqa: ARG002  a sink that always waits
+        """The same where nothing need be waited for; False, with nothing written, where something must be."""
+        return False
 
     @abstractmethod
     async def sync(self, length: int) -> Mapping[str, Any]:
@@ -128,10 +140,14 @@ def identify_file(path: Path, *, with_digest: bool = False) -> dict[str, Any]:
 
 
 class FileSource(Source):
-    """A file, read where the page cache has it or the disk gives it: on the event loop's own thread, as commits are."""
+    """A file, read on the event loop's own thread where the page cache has it, and by another where the disk is asked.
+
+    Where the kernel cannot tell the two apart, or will not for this file system, it is read on the event loop's thread.
+    """
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self._path, self._descriptor, self._size = path, descriptor, size
+        self._flags = _NOWAIT
 
     @classmethod
     async def open(cls, spec: StreamSpec) -> FileSource:
@@ -156,9 +172,33 @@ class FileSource(Source):
 
     async def read_into(self, offset: int, view: memoryview) -> int:
         """See `Source`."""
+        return await anyio.to_thread.run_sync(self._read, offset, view)
+
+    def read_now(self, offset: int, view: memoryview) -> int | None:
+        """See `Source`."""
+        wanted = min(len(view), self._size - offset)
+        if wanted <= 0:
+            return 0
+        if wanted < len(view):
+            view = view[:wanted]
+        try:
+            got = os.preadv(self._descriptor, (view,), offset, self._flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or not self._flags:
+                raise StreamError(self._unreadable(error)) from error
+            self._flags = 0
+            return self.read_now(offset, view)
+        return got if got == wanted else None
+
+    def _read(self, offset: int, view: memoryview) -> int:
+        """In a thread: what is missing, and have the kernel fetch what comes after it."""
         wanted = min(len(view), self._size - offset)
         done = 0
         try:
+            if _READ_AHEAD is not None:
+                os.posix_fadvise(self._descriptor, offset, max(_AHEAD, wanted), _READ_AHEAD)
             while done < wanted:
                 got = os.preadv(self._descriptor, [view[done:wanted]], offset + done)
                 if not got:
@@ -166,9 +206,11 @@ class FileSource(Source):
                     raise SourceChangedError(message)
                 done += got
         except OSError as error:
-            message = f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
-            raise StreamError(message) from error
-        return max(done, 0)
+            raise StreamError(self._unreadable(error)) from error
+        return done
+
+    def _unreadable(self, error: OSError) -> str:
+        return f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
 
     async def close(self) -> None:
         """See `Source`."""
@@ -206,6 +248,10 @@ class FileSink(Sink):
 
     async def write(self, offset: int, view: memoryview) -> None:
         """See `Sink`."""
+        self.write_now(offset, view)
+
+    def write_now(self, offset: int, view: memoryview) -> bool:
+        """See `Sink`. The page cache takes it."""
         done = 0
         try:
             while done < len(view):
@@ -213,6 +259,7 @@ class FileSink(Sink):
         except OSError as error:
             message = f"the sink {self._part} cannot be written ({error.strerror}); mend that, then unblock"
             raise StreamError(message) from error
+        return True
 
     async def sync(self, length: int) -> Mapping[str, Any]:
         """See `Sink`."""

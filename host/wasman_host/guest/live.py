@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, byref
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,10 @@ class Exceeded:
     backtrace: str = ""
 
 
+def _never_ready(_view: memoryview, _upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+    return None
+
+
 class Guest:
     """One instance of a module in a store of its own.
 
@@ -94,6 +98,7 @@ class Guest:
         world: What WASI shows it: clock, random, output.
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
+        transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
     """
 
     def __init__(self, module: GuestModule, world: World, limits: GuestLimits) -> None:
@@ -106,6 +111,7 @@ class Guest:
         self.world = world
         self.request: Request | None = None
         self.stopping: BaseException | None = None
+        self.transfer: Callable[[memoryview, bool], int | None] = _never_ready
         self._limits = limits
         self._future: int | None = None
         self._answer: int | None = None
@@ -271,6 +277,10 @@ class Guest:
     def answer(self, value: int) -> None:
         """Give the host call that the guest waits in its result; the next `resume` goes on behind it."""
         self._answer = value
+
+    def unspent(self) -> None:
+        """The guest was served without waiting: a turn of it begins, as after a wait."""
+        self._spent = 0.0
 
     def hand_over(self) -> bool:
         """Write the answer to where wasmtime wants it; False while there is none."""
