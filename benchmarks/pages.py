@@ -1,4 +1,4 @@
-"""Where figures are kept: JSON under benchmarks/results, and the tables of docs/benchmarks.md, written by the programs."""
+"""Where figures are kept: JSON in benchmarks/results, and the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`make bench-peers`: DBOS on SQLite and Restate beside wasman, the same workflow of 10 steps, rounds in turn.
 
-All sides are up during all rounds, and one works at a time. Syncs are counted afterwards, in processes of their own under
-strace, for it slows what it looks at. Writes benchmarks/results/peers.json, docs/peers.svg and the table of
+All sides are up during all rounds, and one works at a time. Syncs are counted afterwards, in processes of their own
+under strace, for it slows what it looks at. Writes benchmarks/results/peers.json, docs/peers.svg and the table of
 docs/benchmarks.md.
 """
 
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +29,6 @@ from benchmarks.peers.lanes import STEPS
 from benchmarks.peers.plot import Bar, Panel, svg
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 _MANY = 50

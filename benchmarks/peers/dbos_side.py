@@ -35,7 +35,8 @@ async def ten(steps: int) -> int:
 
 async def _run(name: str) -> int:
     with SetWorkflowID(name):
-        return await ten(STEPS)
+        result: int = await ten(STEPS)
+    return result
 
 
 def _settings(dbos: DBOS) -> str:
