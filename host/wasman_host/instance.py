@@ -400,12 +400,18 @@ class Instance:
         snapshot = record.snapshot if self._reentrant else None
         first, entries = await self._past(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
         world = World(f"wasman run {self.run}".encode(), output=self._output)
-        guest = self.guest = Guest(module, world, pinned.limits.guest)
+        restored = None if snapshot is None else await self._restored(snapshot.deltas)
+        initialised = self._origin is not None and bool(module.initialisers(self._entry))
+        image = None
+        if restored is not None:
+            image = restored.image
+        elif self._origin is not None and (initialised or self._reentrant):
+            image = self._origin.image
+        guest = self.guest = Guest(module, world, pinned.limits.guest, image)
         guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
-        if snapshot is not None:
-            restored = await self._restored(snapshot.deltas)
+        if restored is not None:
             machine.remember(first, restored.state, entries)
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
@@ -414,7 +420,7 @@ class Instance:
             await self._load_kept()
         else:
             machine.remember(first, None, entries)
-            if self._origin is not None and module.initialisers(self._entry):
+            if self._origin is not None and initialised:
                 guest.restore(self._origin.image, self._origin.globals)
                 self._baseline = Baseline(self._origin.image)
             elif self._reentrant:
@@ -559,10 +565,20 @@ class Instance:
 
     def _exceeded(self, outcome: Exceeded) -> GuestLimitError:
         limits = self.machine.pinned.limits
-        if outcome.limit == "memory":
+        if outcome.refused:
             message = (
-                f"the guest of {self.key} uses {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
+                f"this machine refuses the guest of {self.key} {outcome.used:,} bytes of memory ({outcome.refused}); "
+                f"free some, then unblock"
+            )
+        elif outcome.limit == "memory":
+            message = (
+                f"the guest of {self.key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
                 f"mend the guest or raise the limit, then unblock"
+            )
+        elif outcome.limit == "tables":
+            message = (
+                f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
+                f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
             )
         else:
             message = (
