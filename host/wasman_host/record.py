@@ -44,7 +44,8 @@ class Limits:
 
     Attributes:
         memory: Bytes of linear memory; looked at when the guest waits or ends, and every 10 ms while it computes.
-        table_elements: Elements that each of its tables may have.
+        table_elements: Elements that each of its tables may have; looked at as memory is. No table grows beyond
+            10,000,000: the guest is told so, whatever the limit.
         stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
         stored: Bytes that the run may have stored: log, payloads and snapshots.

@@ -22,6 +22,7 @@ _CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START = 
 _TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128", 0x70: "funcref", 0x6F: "externref"}
 _KINDS = ("func", "table", "memory", "global", "tag")
 GLOBAL_PREFIX = "__wasman_global_"
+TABLE_PREFIX = "__wasman_table_"
 START_EXPORT = "__wasman_start"
 
 
@@ -59,6 +60,7 @@ class ModuleBinary:
         shared: Whether that memory is shared between threads.
         memory_exported: Whether it is exported as "memory".
         globals: Names under which its mutable globals are exported, in order, with their types.
+        tables: Names under which its tables are exported, where they may grow.
         stack_pointer: Which of `globals` is the stack pointer, or None where it cannot be told.
         has_start: Whether a start function was taken out.
     """
@@ -70,6 +72,7 @@ class ModuleBinary:
     shared: bool
     memory_exported: bool
     globals: Sequence[tuple[str, str]]
+    tables: Sequence[str]
     stack_pointer: int | None
     has_start: bool
 
@@ -246,8 +249,12 @@ def _stack_pointer_name(custom: bytes) -> int | None:
     return None
 
 
-def parse(data: bytes) -> ModuleBinary:
+def parse(data: bytes, *, tables: bool = False) -> ModuleBinary:
     """Read a module's sections and rewrite it for snapshots. It is not validated: compiling does that.
+
+    Args:
+        data: The module.
+        tables: Whether its tables are to be exported as well, because they may grow.
 
     Raises:
         InvalidModuleError: The bytes are no module, or one whose sections make no sense. The message continues a
@@ -259,6 +266,7 @@ def parse(data: bytes) -> ModuleBinary:
     own: list[int] = []
     memory: tuple[int, int | None] | None = None
     shared = False
+    own_tables = 0
     mutable: list[tuple[int, str, int | None]] = []  # index, type, initial value
     exports: list[tuple[str, int, int]] = []
     start: int | None = None
@@ -271,6 +279,8 @@ def parse(data: bytes) -> ModuleBinary:
             imports = _imports(reader, types)
         elif number == _FUNCTION:
             own = [reader.unsigned() for _ in range(reader.unsigned())]
+        elif number == _TABLE:
+            own_tables = reader.unsigned()
         elif number == _MEMORY:
             for _ in range(reader.unsigned()):
                 initial, maximum, flags = reader.limits()
@@ -313,6 +323,8 @@ def parse(data: bytes) -> ModuleBinary:
     added = [(name, 3, index) for (name, _), (index, _, _) in zip(names, mutable, strict=True)]
     if start is not None:
         added.append((START_EXPORT, 0, start))
+    grows = [f"{TABLE_PREFIX}{index}" for index in range(own_tables)] if tables else []
+    added += [(name, 1, index) for index, name in enumerate(grows)]  # none is imported
     return ModuleBinary(
         data=_rewritten(sections, [*exports, *added]) if added else data,
         imports=imports,
@@ -321,6 +333,7 @@ def parse(data: bytes) -> ModuleBinary:
         shared=shared,
         memory_exported=any(name == "memory" and kind == 2 for name, kind, _ in exports),  # noqa: PLR2004  an export kind
         globals=names,
+        tables=grows,
         stack_pointer=stack_pointer,
         has_start=start is not None,
     )

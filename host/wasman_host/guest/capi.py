@@ -44,6 +44,7 @@ __all__ = [
     "set_epoch_deadline",
     "store_delete",
     "store_new",
+    "table_size",
     "trap_code",
     "trap_new",
     "trap_text",
@@ -96,6 +97,7 @@ set_epoch_deadline = _bind(_pylib, "wasmtime_context_set_epoch_deadline", None, 
 # What this returns is garbage in wasmtime 50, although its header says it is an error.
 yield_at_epoch = _bind(_pylib, "wasmtime_context_epoch_deadline_async_yield_and_update", None, _P, c_uint64)
 memory_data = _bind(_pylib, "wasmtime_memory_data", _P, _P, _P)
+table_size = _bind(_pylib, "wasmtime_table_size", c_uint64, _P, _P)
 memory_size = _bind(_pylib, "wasmtime_memory_data_size", c_size_t, _P, _P)
 memory_grow = _bind(_lib, "wasmtime_memory_grow", _P, _P, _P, c_uint64, _P)
 global_get = _bind(_pylib, "wasmtime_global_get", None, _P, _P, _P)

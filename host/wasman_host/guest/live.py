@@ -18,6 +18,7 @@ from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
+from wasman_host.guest.limits import MAX_TABLE
 from wasman_host.guest.memory import PAGE, maps
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Exceeded:
     """The guest used more than its instance may, and does not run again.
 
     Attributes:
-        limit: "memory" or "stack".
-        used: Bytes, 0 where they were not counted.
+        limit: "memory", "table_elements" or "stack".
+        used: Bytes or elements, 0 where they were not counted.
         backtrace: The wasm frames where there are some, innermost first.
     """
 
@@ -117,9 +118,10 @@ class Guest:
         self._functions: dict[str, capi.Extern] = {}
         prepared = module.prepared(limits.stack)
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
-        # Memory is limited by looking at it (`_over`): a guest that is refused a growth would go on, and do otherwise
-        # than under a higher limit.
-        capi.limit(self._store, _MAX_MEMORY, limits.table_elements, 1, _MAX_PARTS, 1)
+        # Memory and tables are limited by looking at them (`_over`): a guest that is refused a growth would go on, and
+        # do otherwise than under a higher limit.
+        elements = MAX_TABLE if module.binary.tables else limits.table_elements
+        capi.limit(self._store, _MAX_MEMORY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
         capi.set_epoch_deadline(self._context, 1)
         capi.yield_at_epoch(self._context, 1)
@@ -143,11 +145,12 @@ class Guest:
                     f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
                     f"the instance may have; raise the limit and unblock"
                 )
-                raise GuestLimitError(message)
+                raise GuestLimitError(message, "table_elements")
             raise InvalidModuleError(problem)
         self._memory = self._export("memory")
         self._memory_address = addressof(self._memory.of.memory)
         self._globals = [(_KINDS[kind], self._export(name)) for name, kind in module.binary.globals]
+        self._tables = [self._export(name) for name in module.binary.tables]
         self.base: int = capi.memory_data(self._context, self._memory_address)
         self._size = 0
         self._view = memoryview(b"")
@@ -159,7 +162,7 @@ class Guest:
                 f"the module wants {size:,} bytes of memory to begin with and the instance may have "
                 f"{limits.memory:,}; raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
 
     def _export(self, name: str) -> capi.Extern:
         export, encoded = capi.Extern(), name.encode()
@@ -199,7 +202,8 @@ class Guest:
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
         """Run the guest until it waits, yields or ends. Raises what a host function raised.
 
-        A guest that has more memory than it may is seen at the next of these, at the latest after one tick.
+        A guest that has more memory, or a larger table, than it may is seen at the next of these, at the latest after
+        one tick.
         """
         assert self._future is not None, "the guest was entered"
         current.guest = self
@@ -219,9 +223,9 @@ class Guest:
             self._future = None
             self._spent, self._yielded = 0.0, False
             return self._ended()
-        self._measure()
-        if self._size > self._limits.memory:
-            return Exceeded("memory", self._size)
+        over = self._over()
+        if over is not None:
+            return over
         if self.request is not None:
             self._spent, self._yielded = 0.0, False
             return Parked(self.request)
@@ -236,9 +240,9 @@ class Guest:
             return Ended(code=stopping.code)
         if stopping is not None:
             raise stopping
-        self._measure()
-        if self._size > self._limits.memory:
-            return Exceeded("memory", self._size)
+        over = self._over()
+        if over is not None:
+            return over
         if problem is None:
             values = [
                 self._results[place].of.i32 if kind == 0 else self._results[place].of.i64
@@ -252,6 +256,17 @@ class Guest:
             return Exceeded("stack", backtrace=frames)
         reason = (cause or problem).strip().splitlines()[-1].strip()
         return Trapped(reason, frames)
+
+    def _over(self) -> Exceeded | None:
+        """The limit that the guest's memory or one of its tables is over, if one is."""
+        self._measure()
+        if self._size > self._limits.memory:
+            return Exceeded("memory", self._size)
+        for table in self._tables:
+            elements = capi.table_size(self._context, addressof(table.of.table))
+            if elements > self._limits.table_elements:
+                return Exceeded("table_elements", elements)
+        return None
 
     def _take_problem(self) -> str | None:
         if self._trap.value:
@@ -351,7 +366,7 @@ class Guest:
                 f"the snapshot holds {image.size:,} bytes of memory and the instance may have {self._limits.memory:,}; "
                 f"raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
         if image.size > self._size:
             before = ctypes.c_uint64()
             pages = (image.size - self._size) // _WASM_PAGE

@@ -167,16 +167,17 @@ def compile_module(data: bytes, name: str) -> GuestModule:
         InvalidModuleError: It cannot be run.
     """
     binary = check(data, name)
-    try:
-        compiled = Module(engine(), binary.data)
-    except WasmtimeError as error:
-        message = f"{name} cannot be compiled: {_sentence(error)}"
-        raise InvalidModuleError(message) from error
     snapshots = ""
     try:
         Module.validate(snapshot_engine(), binary.data)
     except WasmtimeError as error:
         snapshots = f"its tables may change while it runs: {_sentence(error)}"
+        binary = parse(data, tables=True)
+    try:
+        compiled = Module(engine(), binary.data)
+    except WasmtimeError as error:
+        message = f"{name} cannot be compiled: {_sentence(error)}"
+        raise InvalidModuleError(message) from error
     module = GuestModule(
         digest=digest(data),
         binary=binary,
@@ -227,7 +228,7 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
                     f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}{used}; raise the limit, "
                     f"then unblock\n{ended.backtrace}"
                 )
-                raise GuestLimitError(message)
+                raise GuestLimitError(message, ended.limit)
             if isinstance(ended, Trapped):
                 message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
                 raise InvalidModuleError(message)
