@@ -20,7 +20,13 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     console = Console(width=160 if not sys.stdout.isatty() else None)
     console.print(machine())
-    figures = [durable_call.measure(), direct.measure(), many_at_once.measure(), code_cache.measure(), process_start.measure()]
+    figures = [
+        durable_call.measure(),
+        direct.measure(),
+        many_at_once.measure(),
+        code_cache.measure(),
+        process_start.measure(),
+    ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))
     table = Table("figure", "median", "middle half", "ratio", "bound", "", show_lines=True)

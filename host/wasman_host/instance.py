@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shlex
 from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
@@ -30,6 +31,7 @@ from wasman_host.errors import (
     GuestLimitError,
     GuestTimeoutError,
     InputMismatchError,
+    LimitError,
     ModuleError,
     StoreUnavailableError,
     UnsupportedStateError,
@@ -45,7 +47,7 @@ from wasman_host.machine import Machine, Proposal, Terminating
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Tail, decode_tail, encode_tail, open_entries
 from wasman_host.payload import Payload
 from wasman_host.record import Pinned, Record, decode_record, encode_record
-from wasman_host.seal import Address, digest_of, seal, unseal
+from wasman_host.seal import Address, TooLargeError, digest_of, seal, unseal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.snapshot import Delta, decode_delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
@@ -430,6 +432,13 @@ class Instance:
         world.time = machine.time
         machine.input = machine.input and await self.loaded(machine.input)
         machine.session = machine.session and await self.loaded(machine.session)
+        for name, given in (("input", machine.input), ("session", machine.session)):
+            if given is not None and given.size > pinned.limits.response:
+                message = (
+                    f"the {name} of {self.key} has {given.size:,} bytes and its guest may be given "
+                    f"{pinned.limits.response:,}; raise the limit and unblock, or terminate it"
+                )
+                raise GuestLimitError(message, "response")
 
     async def _past(self, start: int, chain: str | None) -> tuple[Entry, list[Entry]]:
         """Entry 0, and what is to be repeated: the entries from `start` on, entry 0 aside, checked against the tail."""
@@ -475,7 +484,16 @@ class Instance:
         for name, digest in names:
             address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
             sealed = await self._store.blob(self.run, name)
-            delta = decode_delta(unseal(address, sealed, at_most=at_most), str(address))
+            try:
+                data = unseal(address, sealed, at_most=at_most)
+            except TooLargeError as error:
+                message = (
+                    f"{address} says that it holds {error.length:,} bytes, and no more than {at_most:,} fit into the "
+                    f"memory that the instance may have, {self.machine.pinned.limits.memory:,}; raise the limit and "
+                    f"unblock, or restore it from a backup"
+                )
+                raise GuestLimitError(message, "memory") from error
+            delta = decode_delta(data, str(address))
             if sealed is None or digest_of(sealed).hex() != digest or delta.parent != parent:
                 message = f"{address} is not the one that the record names; restore it from a backup, then unblock"
                 raise CorruptSnapshotError(message)
@@ -486,7 +504,7 @@ class Instance:
                 f"the snapshot of {self.key} holds {deltas[-1].size:,} bytes of memory and the instance may have "
                 f"{self.machine.pinned.limits.memory:,}; raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
         restored = Restored.of(self._origin, deltas)
         self._engine.images.hold(parent, restored)
         return restored
@@ -514,7 +532,9 @@ class Instance:
         if payload.data is not None:
             return payload
         address = Address(self.key.tenant, self.key.id, self.run, "payload", payload.blob)
-        loaded = payload.with_data(unseal(address, await self._store.blob(self.run, payload.blob)))
+        loaded = payload.with_data(
+            unseal(address, await self._store.blob(self.run, payload.blob), at_most=payload.size)
+        )
         if len(loaded.content) != payload.size or Payload.of(loaded.content).digest != payload.stated:
             message = f"{address} is not the one that the log names; restore it from a backup, then unblock"
             raise CorruptSnapshotError(message)
@@ -555,7 +575,7 @@ class Instance:
                         f"the guest of {self.key} has computed for {outcome.seconds:.2f} s without a host call and "
                         f"may for {allowed:g} s; mend the guest or raise the limit, then unblock"
                     )
-                    raise GuestTimeoutError(message)
+                    raise GuestTimeoutError(message, "turn_seconds")
                 await anyio.lowlevel.checkpoint()
             elif isinstance(outcome, Exceeded):
                 raise self._exceeded(outcome)
@@ -575,7 +595,7 @@ class Instance:
                 f"the guest of {self.key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
                 f"mend the guest or raise the limit, then unblock"
             )
-        elif outcome.limit == "tables":
+        elif outcome.limit == "table_elements":
             message = (
                 f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
                 f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
@@ -585,7 +605,7 @@ class Instance:
                 f"the guest of {self.key} ran into the end of its stack, {limits.stack:,} bytes: its calls nest too "
                 f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
             )
-        return GuestLimitError(message)
+        return GuestLimitError(message, "" if outcome.refused else outcome.limit)
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -686,7 +706,7 @@ class Instance:
                         f"the guest of {self.key} gives a result of {len(call.request):,} bytes and may give "
                         f"{limit:,}; raise the limit and unblock, or terminate it"
                     )
-                    raise GuestLimitError(message)
+                    raise GuestLimitError(message, "request")
                 if not _is_json(call.request):
                     return self._refuse("BadJSON", "wasman.result was given bytes that are not JSON")
                 machine.result = Payload.of(call.request)
@@ -758,7 +778,7 @@ class Instance:
                 f"with this snapshot {self.key} would have {proposal.tail.stored:,} bytes stored and may have "
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "stored")
         return proposal, changed
 
     def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
@@ -826,6 +846,7 @@ class Instance:
 
     async def _block(self, error: BlockedError) -> None:
         await self._let_go()
+        error = _with_command(error, self.key)
         self.log.warning("run %s of %s is blocked: %s", self.run, self.key, error)
         if isinstance(error, _DamagedMailError):
             proposal = self.machine.blocked(CorruptSnapshotError(str(error)))
@@ -969,6 +990,20 @@ class Instance:
         if guest is not None:
             self._engine.residents.leaves(self)
             guest.close()
+
+
+_UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
+
+
+def _with_command(error: BlockedError, key: Key) -> BlockedError:
+    """The same error; where a limit was reached, its first line ends with the command that raises it."""
+    if not isinstance(error, LimitError) or not error.limit:
+        return error
+    tenant = "" if key.tenant == "default" else f" --tenant {shlex.quote(key.tenant)}"
+    option = f"--{error.limit.replace('_', '-')} {_UNITS.get(error.limit, 'BYTES')}"
+    first, newline, rest = str(error).partition("\n")
+    message = f"{first} (wasman unblock {shlex.quote(key.id)}{tenant} {option}){newline}{rest}"
+    return type(error)(message, error.limit)
 
 
 def _is_json(data: bytes) -> bool:

@@ -18,6 +18,7 @@ from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
+from wasman_host.guest.limits import MAX_TABLE
 from wasman_host.guest.linear import CAPACITY, LinearMemory
 from wasman_host.guest.memory import PAGE
 
@@ -34,7 +35,6 @@ _KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
 _MAX_PARTS = 8  # tables of a module
-_MAX_TABLE = 10_000_000  # elements that no table has more of, whatever the limit: a guest may see this one
 
 
 @frozen
@@ -77,7 +77,7 @@ class Exceeded:
     """The guest used more than its instance may, and does not run again.
 
     Attributes:
-        limit: "memory", "tables" or "stack".
+        limit: "memory", "table_elements" or "stack".
         used: Bytes that it wanted, or elements of its largest table; 0 where they were not counted.
         backtrace: The wasm frames where there are some, innermost first.
         refused: Why the system gave less than the limit allows, "" where it did not.
@@ -138,7 +138,7 @@ class Guest:
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
         # Tables that can change are limited by looking at them (`look`): a guest that is refused a growth would go on,
         # and do otherwise than under a higher limit.
-        elements = _MAX_TABLE if module.snapshots else limits.table_elements
+        elements = MAX_TABLE if module.snapshots else limits.table_elements
         capi.limit(self._store, CAPACITY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
         capi.set_epoch_deadline(self._context, 1)
@@ -172,8 +172,9 @@ class Guest:
     def _not_made(self, problem: str) -> BaseException:
         if self.stopping is not None:
             return self.stopping
-        memory, limits = self.linear, self._limits
+        memory, limits, limit = self.linear, self._limits, "memory"
         if memory.refused:
+            limit = ""
             message = (
                 f"this machine refuses the {memory.wanted:,} bytes of memory that the module wants to begin with "
                 f"({memory.refused}); free some and unblock"
@@ -184,13 +185,14 @@ class Guest:
                 f"{limits.memory:,}; raise the limit and unblock"
             )
         elif "table" in problem:
+            limit = "table_elements"
             message = (
                 f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
                 f"the instance may have; raise the limit and unblock"
             )
         else:
             return InvalidModuleError(problem)
-        return GuestLimitError(message)
+        return GuestLimitError(message, limit)
 
     def _export(self, name: str) -> capi.Extern:
         export, encoded = capi.Extern(), name.encode()
@@ -295,7 +297,7 @@ class Guest:
     def _exceeding(self) -> Exceeded:
         if self.linear.wanted:
             return Exceeded("memory", self.linear.wanted, refused=self.linear.refused)
-        return Exceeded("tables", self._largest_table())
+        return Exceeded("table_elements", self._largest_table())
 
     def _take_problem(self) -> str | None:
         if self._trap.value:
@@ -396,7 +398,7 @@ class Guest:
                 f"the snapshot holds {image.size:,} bytes of memory and the instance may have {self._limits.memory:,}; "
                 f"raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
         memory = self.linear
         if image.size > memory.size:
             before = ctypes.c_uint64()
