@@ -52,5 +52,5 @@ def calling() -> bytes:
 
 
 def streaming() -> bytes:
-    """`down(chunk)` reads to the end, `up(chunk, count)` writes, `copy(chunk)` does both; each returns how many bytes."""
+    """`down(chunk)` reads to the end, `up(chunk, count)` writes, `copy(chunk)` does both; all count their bytes."""
     return bytes(wat2wasm(_STREAMING))
