@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import durable_call, flights, many_at_once, streams
+from benchmarks import code_cache, durable_call, flights, many_at_once, process_start, streams
 from benchmarks.measure import machine
 
 _FLIGHTS = Path(".cache/flights.csv")
@@ -20,7 +20,13 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     console = Console(width=160 if not sys.stdout.isatty() else None)
     console.print(machine())
-    figures = [durable_call.measure(), many_at_once.measure(), *streams.measure()]
+    figures = [
+        durable_call.measure(),
+        *many_at_once.measure(),
+        code_cache.measure(),
+        process_start.measure(),
+        *streams.measure(),
+    ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))
     table = Table("figure", "median", "middle half", "ratio", "bound", "", show_lines=True)

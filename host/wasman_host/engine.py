@@ -199,7 +199,7 @@ class Engine:
                 while self._live:
                     await anyio.sleep(0.005)
                 tasks.cancel_scope.cancel()
-            await self.store.leave(self.worker)
+            await self._leave(self.worker)
         finally:
             self._tasks = None
             self._left.set()
@@ -230,10 +230,13 @@ class Engine:
         """The lease ran out, so what was live here was dropped: a prolonged lease would keep it from everybody."""
         late = self.worker
         self._lose()
+        await self._leave(late)
+
+    async def _leave(self, worker: str) -> None:
         try:
-            await self.store.leave(late)
+            await self.store.leave(worker)
         except StoreUnavailableError:
-            logger.warning("worker %s cannot tell its store that it has ended; its lease there ends by itself", late)
+            logger.warning("worker %s cannot tell its store that it has ended; its lease there ends by itself", worker)
 
     def _lose(self) -> None:
         logger.warning("worker %s has lost its lease; it drops what it holds and comes back anew", self.worker)
@@ -278,6 +281,10 @@ class Engine:
             self._orphans.add(stored.key)  # this worker left, or lost its lease, while the instance was created
         else:
             self._begin(self._tasks, Claim(stored, takeover=False), created)
+
+    def abandon(self, key: Key) -> None:
+        """Nobody knows whether an instance was created that this worker would own: if it was, it is handed back."""
+        self._orphans.add(key)
 
     def _begin(self, tasks: TaskGroup, claim: Claim, created: Proposal | None = None) -> None:
         if claim.takeover:

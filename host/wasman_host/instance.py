@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -700,14 +700,26 @@ class Instance:
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
-        machine, baseline, origin = self.machine, self._baseline, self._origin
+        machine = self.machine
         if not self._reentrant or machine.replaying:
             return
+        token = await self._streams.sync(machine)
+        proposal, changed = self.snapshot(guest, token)
+        await self.commit(proposal)
+        self.snapshot_kept(guest, changed)
+        self._streams.token = token
+
+    def snapshot(self, guest: Guest, token: Any = None) -> tuple[Proposal, dict[int, bytes]]:
+        """What to commit to keep all that can influence the guest, and the pages that differ from the last snapshot.
+
+        Raises:
+            GuestLimitError: The run would have more stored than it may.
+        """
+        machine, baseline, origin = self.machine, self._baseline, self._origin
         assert baseline is not None, "a re-entrant guest was laid over an image"
         assert origin is not None, "a module that can be snapshotted has an image"
         machine.random = guest.world.random
         state = machine.state()
-        token = await self._streams.sync(machine)
         if token is not None:
             state["token"] = token
         view = guest.memory()
@@ -730,13 +742,17 @@ class Instance:
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message)
-        await self.commit(proposal)
+        return proposal, changed
+
+    def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
+        """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
+        baseline = self._baseline
+        assert baseline is not None, "a re-entrant guest was laid over an image"
         baseline.kept(changed)
-        rebased = baseline.rebased(view)
+        rebased = baseline.rebased(guest.memory())
         if rebased is not None:
             guest.lay(rebased.image)
             self._baseline = rebased
-        self._streams.token = token
 
     # Ending
 
@@ -851,6 +867,10 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
+        # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
+        # unknown, and what is committed instead would be taken for the same commit, by its nonce.
+        if self._scope.cancel_called:
+            await anyio.lowlevel.checkpoint_if_cancelled()
         self._committing = True
         try:
             outcome = await self._durable(self._change(proposal))
@@ -879,21 +899,24 @@ class Instance:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record
         if record is None:
             return Step(self.key, self.run, self._version, nonce, tail, proposal.entries, proposal.blobs)
-        owner = self._engine.worker if proposal.keeps_owner else None
-        takeovers = 0 if proposal.settles else self.machine.takeovers
         return Change(
             key=self.key,
             expected=(self.run, self._version),
             run=self.run,
             nonce=nonce,
             record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
-            columns=columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers),
+            columns=self._columns(record, proposal),
             tail=tail,
             entries=proposal.entries,
             blobs=proposal.blobs,
             drops=proposal.drops,
             consumes=proposal.consumes,
         )
+
+    def _columns(self, record: Record, proposal: Proposal) -> Columns:
+        owner = self._engine.worker if proposal.keeps_owner else None
+        takeovers = 0 if proposal.settles else self.machine.takeovers
+        return columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers)
 
     async def _durable(self, change: Change | Step) -> Won | Lost | Unread:
         pause = 0.05

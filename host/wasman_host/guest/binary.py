@@ -9,12 +9,15 @@ Source: WebAssembly Core Specification 2.0, chapter 5.5 (modules) and 7.4 (name 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from attrs import field, frozen
+from attrs import asdict, frozen
 
 from wasman_host.errors import InvalidModuleError
 
-__all__ = ["Function", "Import", "ModuleBinary", "parse"]
+__all__ = ["REWRITER", "Function", "Import", "ModuleBinary", "parse"]
+
+REWRITER = "1"  # in the key of cached code: raise it when anything changes that is rewritten or read here
 
 _MAGIC = b"\0asm"
 _VERSION = b"\1\0\0\0"
@@ -52,7 +55,6 @@ class ModuleBinary:
     """What a module says of itself.
 
     Attributes:
-        data: The rewritten module.
         imports: All imports, in order.
         functions: Exported functions by name, as their author wrote them.
         memory: (initial, maximum or None) 64 KiB pages of its own memory, None where it has none.
@@ -63,7 +65,6 @@ class ModuleBinary:
         has_start: Whether a start function was taken out.
     """
 
-    data: bytes = field(repr=False)
     imports: Sequence[Import]
     functions: Mapping[str, Function]
     memory: tuple[int, int | None] | None
@@ -72,6 +73,27 @@ class ModuleBinary:
     globals: Sequence[tuple[str, str]]
     stack_pointer: int | None
     has_start: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ModuleBinary:
+        """What `to_json` gave."""
+        imports = [
+            Import(**{**item, "type": item["type"] and Function(**item["type"])}) for item in fields["imports"]
+        ]  # fmt: skip
+        memory = fields["memory"]
+        return cls(
+            **{
+                **fields,
+                "imports": imports,
+                "functions": {name: Function(**function) for name, function in fields["functions"].items()},
+                "memory": memory and (memory[0], memory[1]),
+                "globals": [(name, kind) for name, kind in fields["globals"]],
+            }
+        )
 
 
 class _Reader:
@@ -246,8 +268,11 @@ def _stack_pointer_name(custom: bytes) -> int | None:
     return None
 
 
-def parse(data: bytes) -> ModuleBinary:
+def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
     """Read a module's sections and rewrite it for snapshots. It is not validated: compiling does that.
+
+    Returns:
+        The rewritten module, and what its sections say.
 
     Raises:
         InvalidModuleError: The bytes are no module, or one whose sections make no sense. The message continues a
@@ -313,8 +338,7 @@ def parse(data: bytes) -> ModuleBinary:
     added = [(name, 3, index) for (name, _), (index, _, _) in zip(names, mutable, strict=True)]
     if start is not None:
         added.append((START_EXPORT, 0, start))
-    return ModuleBinary(
-        data=_rewritten(sections, [*exports, *added]) if added else data,
+    binary = ModuleBinary(
         imports=imports,
         functions=functions,
         memory=memory,
@@ -324,6 +348,7 @@ def parse(data: bytes) -> ModuleBinary:
         stack_pointer=stack_pointer,
         has_start=start is not None,
     )
+    return (_rewritten(sections, [*exports, *added]) if added else data), binary
 
 
 def _rewritten(sections: Sequence[tuple[int, bytes]], exports: Sequence[tuple[str, int, int]]) -> bytes:

@@ -21,7 +21,7 @@ from wasman_host.guest.limits import MAX_STACK, STACK, STACK_STEP
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "snapshot_engine", "ticker"]
+__all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "settings", "snapshot_engine", "ticker"]
 
 SETTINGS = "1"  # kept in every record: raise it when a setting below changes what a guest can observe
 TICK = 0.01  # seconds between two epochs: how long a busy guest may keep the event loop
@@ -38,17 +38,25 @@ _OFF = (
 _OFF_FOR_SNAPSHOTS = ("reference_types", "tail_call", "relaxed_simd")
 
 
-def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
-    config = Config()
-    config.epoch_interruption = True
-    switches: Mapping[str, bool] = {f"wasm_{name}": False for name in features_off}
-    for name, on in {
-        **switches,
+def _switches(features_off: tuple[str, ...]) -> Mapping[str, bool]:
+    return {
+        **{f"wasm_{name}": False for name in features_off},
+        "epoch_interruption": True,
         "wasm_relaxed_simd_deterministic": True,
         "cranelift_nan_canonicalization": True,
         "memory_may_move": False,
         "shared_memory": False,
-    }.items():
+    }
+
+
+def settings() -> Mapping[str, str | bool]:
+    """All that compiled code depends on besides its module and wasmtime's version."""
+    return {"settings": SETTINGS, **_switches(_OFF)}
+
+
+def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
+    config = Config()
+    for name, on in _switches(features_off).items():
         _set(config, name, on)
     _set_size(config, "max_wasm_stack", stack)
     _set_size(config, "async_stack_size", stack + _ABOVE)
