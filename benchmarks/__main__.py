@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import code_cache, durable_call, flights, many_at_once, process_start, streams
+from benchmarks import code_cache, direct, durable_call, flights, many_at_once, process_start, streams
 from benchmarks.measure import machine
 
 _FLIGHTS = Path(".cache/flights.csv")
@@ -22,6 +22,7 @@ def main() -> int:
     console.print(machine())
     figures = [
         durable_call.measure(),
+        direct.measure(),
         *many_at_once.measure(),
         code_cache.measure(),
         process_start.measure(),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,12 +27,12 @@ from wasman_sdk._activity import FallbackHandler, definitions, fallback_definiti
 from wasman_sdk._retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 __all__ = ["Engine", "SyncEngine"]
 
-logger = logging.getLogger("wasman.engine")
+_NOTHING = Payload.of_value(None)
 
 
 class Engine:
@@ -97,7 +97,7 @@ class Engine:
             definitions(activities, resources, threads)
         self._residency = Residency(max_guests, max_guest_memory)
         self._instances: dict[str, direct.DirectInstance] = {}
-        self._locks: dict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._locks: dict[str, anyio.Lock] = defaultdict(partial(anyio.Lock, fast_acquire=True))
         self._host: HostEngine | None = None
         self._digest = ""
 
@@ -179,13 +179,17 @@ class Engine:
             ConcurrentExecutionError: Another engine has executed on it meanwhile.
             StoreUnavailableError: The store does not answer.
         """
-        async with self._instance(id, entry) as instance:
+        given = _NOTHING if input is None else Payload.of_value(input)
+        async with self._locks[id]:
+            instance = self._instances.get(id) or await self._opened(id, entry)
             try:
-                result = await instance.execute(entry, arguments, Payload.of_value(input))
+                return (await instance.execute(entry, arguments, given)).value()
             except direct.ExecutionFailed as failed:
                 message = f"execution of {entry or 'run'!r} on {id!r} failed: {failed.failure}"
                 raise WorkflowFailedError(message, failed.failure) from None
-            return result.value()
+            finally:
+                if instance.spent or not self._keep_alive:
+                    await self._close(id)
 
     async def recover(self, id: str) -> Any:
         """Finish the execution that a process has left in the middle; its result, None where there is none.
@@ -193,39 +197,37 @@ class Engine:
         Raises:
             As `execute`.
         """
-        async with self._instance(id, "") as instance:
+        async with self._locks[id]:
+            instance = self._instances.get(id) or await self._opened(id, "")
             try:
                 result = await instance.recover()
             except direct.ExecutionFailed as failed:
                 message = f"the interrupted execution on {id!r} failed: {failed.failure}"
                 raise WorkflowFailedError(message, failed.failure) from None
+            finally:
+                if instance.spent or not self._keep_alive:
+                    await self._close(id)
             return None if result is None else result.value()
 
-    @contextlib.asynccontextmanager
-    async def _instance(self, id_: str, entry: str) -> AsyncIterator[direct.DirectInstance]:
+    async def _opened(self, id_: str, entry: str) -> direct.DirectInstance:
         if self._host is None:
             message = "the engine is not open: use it inside `async with engine:`"
             raise InvalidArgumentError(message)
         key = Key(self.tenant, validated_id(id_))
-        async with self._locks[id_]:
-            instance = self._instances.get(id_)
-            if instance is None:
-                instance = await direct.opened(self._host, key, self._digest, entry, self._limits)
-                self._instances[id_] = instance
-            try:
-                yield instance
-            finally:
-                if instance.spent or not self._keep_alive:
-                    del self._instances[id_]
-                    with anyio.CancelScope(shield=True):
-                        await instance.close()
+        instance = await direct.opened(self._host, key, self._digest, entry, self._limits)
+        self._instances[id_] = instance
+        return instance
+
+    async def _close(self, id_: str) -> None:
+        instance = self._instances.pop(id_, None)
+        if instance is not None:
+            with anyio.CancelScope(shield=True):
+                await instance.close()
 
     async def close_instance(self, id: str) -> None:
         """Give the instance's memory up; what is durable stays, and the next execution restores it."""
         async with self._locks[id]:
-            instance = self._instances.pop(id, None)
-            if instance is not None:
-                await instance.close()
+            await self._close(id)
         self._locks.pop(id, None)
 
 

@@ -15,6 +15,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from attrs import evolve
+from pydantic_core import to_json
 from typing_extensions import override
 
 from wasman_host.errors import (
@@ -36,7 +37,7 @@ from wasman_host.payload import Payload
 from wasman_host.record import Pinned, encode_record
 from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta
-from wasman_host.store.protocol import CLOSED, Change, Claim, Lost, Step, Stored, Won
+from wasman_host.store.protocol import CLOSED, Change, Claim, Lost, Stored, Won
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["DIRECT", "DirectInstance", "ExecutionFailed", "opened"]
 
 DIRECT = "direct"  # the queue of these instances, which no worker serves, and the name of their workflow
+_LOOK = 16  # executions of an instance between two looks at how much its guest has written
 
 
 class ExecutionFailed(Exception):  # noqa: N818  not for the application: the SDK says it in its own words
@@ -136,7 +138,7 @@ class DirectInstance(Instance):
         """Nothing is loaded yet; `limits` hold from now on."""
         super().__init__(engine, claim)
         self.idle, self.spent = True, False
-        self._ahead: Proposal | None = None  # begun, and committed together with what comes first
+        self._executions = 0
         record = open_record(claim.stored)
         record = evolve(record, pinned=evolve(record.pinned, limits=limits))
         self.machine = Machine(
@@ -160,7 +162,8 @@ class DirectInstance(Instance):
         """
         await self.recover()
         guest_entry = self._checked(entry, arguments)
-        call = Payload.of_value({"entry": guest_entry, "arguments": list(arguments), "input": given.value()})
+        head = to_json({"entry": guest_entry, "arguments": list(arguments)})
+        call = Payload.of(b"".join((head[:-1], b',"input":', given.content, b"}")))
         start = self.machine.entered(call, self.now())
         self.machine.accept(start)
         self._ahead = start
@@ -186,7 +189,6 @@ class DirectInstance(Instance):
         assert guest is not None, "the instance was loaded"
         machine.input = given
         guest.world.time = machine.time
-        before = guest.globals(), len(guest.memory())
         self.idle, self.spent = False, True
         try:
             result = await self._returned(entry, arguments)
@@ -194,13 +196,15 @@ class DirectInstance(Instance):
             await self.commit(proposal)
             self.snapshot_kept(guest, changed)
         except ExecutionFailed:
-            await self._undone(*before)
+            await self._undone()
             raise
         finally:
             self.idle = True
         self.spent = False
         self._engine.residents.waits(self)
-        self._engine.residents.look()
+        self._executions += 1
+        if self._executions % _LOOK == 1:
+            self._engine.residents.look()
         return result
 
     async def _returned(self, entry: str, arguments: Sequence[int]) -> Payload:
@@ -213,7 +217,7 @@ class DirectInstance(Instance):
             raise early
         return self.machine.result or self._integers(outcome.values)
 
-    async def _undone(self, values: Sequence[tuple[int, bytes]], size: int) -> None:
+    async def _undone(self) -> None:
         """The execution has failed: what it asked of its host stays in the log, its memory is forgotten."""
         machine, origin = self.machine, self._origin
         if self._ahead is not None:
@@ -221,7 +225,12 @@ class DirectInstance(Instance):
         assert origin is not None, "only what has an image is executed directly"
         machine.result = None
         chain = machine.record.snapshot.deltas if machine.record.snapshot else ()
-        delta = Delta(chain[-1][1] if chain else origin.digest, size, (), b"", values, machine.state())
+        if chain:
+            last = await self._restored(chain)
+            parent, size, values = chain[-1][1], last.image.size, last.globals
+        else:
+            parent, size, values = origin.digest, origin.image.size, origin.globals
+        delta = Delta(parent, size, (), b"", values, machine.state())
         name = f"snapshot-{self._version + 1}"
         address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
         sealed = seal(address, encode_delta(delta), deflate=self._store.deflates)
@@ -278,18 +287,6 @@ class DirectInstance(Instance):
     @override
     def _columns(self, record: Record, proposal: Proposal) -> Columns:
         return columns_of(record, proposal.tail.stored, owner=None, wake=None)
-
-    @override
-    async def commit(self, proposal: Proposal) -> None:
-        await super().commit(proposal)
-        self._ahead = None
-
-    @override
-    def _change(self, proposal: Proposal) -> Change | Step:
-        change, ahead = super()._change(proposal), self._ahead
-        if ahead is None:
-            return change
-        return evolve(change, entries=(*ahead.entries, *change.entries), blobs=(*ahead.blobs, *change.blobs))
 
     async def close(self) -> None:
         """Give its memory up; what is durable stays."""

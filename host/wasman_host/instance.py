@@ -184,6 +184,7 @@ class Instance:
         self._handing_back: int | None = None  # until when nothing happens
         self._waits = False
         self._until: int | None = None
+        self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
         self.owns = True
         self.guest: Guest | None = None
         self._calls = Calls(self)
@@ -878,7 +879,7 @@ class Instance:
             self._committing = False
         match outcome:
             case Won(version=version):
-                self._version = version
+                self._version, self._ahead = version, None
                 self.machine.accept(proposal)
             case Lost(found=found):
                 self.owns = False
@@ -897,8 +898,11 @@ class Instance:
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record
+        entries, blobs = proposal.entries, proposal.blobs
+        if self._ahead is not None:
+            entries, blobs = (*self._ahead.entries, *entries), (*self._ahead.blobs, *blobs)
         if record is None:
-            return Step(self.key, self.run, self._version, nonce, tail, proposal.entries, proposal.blobs)
+            return Step(self.key, self.run, self._version, nonce, tail, entries, blobs)
         return Change(
             key=self.key,
             expected=(self.run, self._version),
@@ -907,8 +911,8 @@ class Instance:
             record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
             columns=self._columns(record, proposal),
             tail=tail,
-            entries=proposal.entries,
-            blobs=proposal.blobs,
+            entries=entries,
+            blobs=blobs,
             drops=proposal.drops,
             consumes=proposal.consumes,
         )

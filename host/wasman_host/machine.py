@@ -403,7 +403,7 @@ class Machine:
         stored = tail.stored + size - (before.size if before is not None else 0)
         return Proposal(
             evolve(self.record, snapshot=reference),
-            evolve(tail, stored=stored),
+            Tail(tail.entries, tail.time, stored, tail.chain),
             blobs=(Blob(name, sealed),),
             drops=drops,
         )
