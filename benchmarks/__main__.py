@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import code_cache, direct, durable_call, flights, many_at_once, process_start
+from benchmarks import code_cache, direct, durable_call, flights, many_at_once, process_start, streams
 from benchmarks.measure import machine
 
 _FLIGHTS = Path(".cache/flights.csv")
@@ -23,9 +23,10 @@ def main() -> int:
     figures = [
         durable_call.measure(),
         direct.measure(),
-        many_at_once.measure(),
+        *many_at_once.measure(),
         code_cache.measure(),
         process_start.measure(),
+        *streams.measure(),
     ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))
