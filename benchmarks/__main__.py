@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import code_cache, durable_call, flights, many_at_once, process_start
+from benchmarks import code_cache, direct, durable_call, flights, many_at_once, process_start, streams
 from benchmarks.measure import machine
 
 _FLIGHTS = Path(".cache/flights.csv")
@@ -20,7 +20,14 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     console = Console(width=160 if not sys.stdout.isatty() else None)
     console.print(machine())
-    figures = [durable_call.measure(), many_at_once.measure(), code_cache.measure(), process_start.measure()]
+    figures = [
+        durable_call.measure(),
+        direct.measure(),
+        *many_at_once.measure(),
+        code_cache.measure(),
+        process_start.measure(),
+        *streams.measure(),
+    ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))
     table = Table("figure", "median", "middle half", "ratio", "bound", "", show_lines=True)

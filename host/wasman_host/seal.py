@@ -24,7 +24,7 @@ from isal import igzip_lib, isal_zlib
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 
-__all__ = ["Address", "digest_of", "seal", "unseal"]
+__all__ = ["Address", "TooLargeError", "digest_of", "seal", "unseal"]
 
 _START = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"  # deflate, FEXTRA, no time, unknown system
 _VERSION = 2
@@ -40,7 +40,16 @@ _AT_MOST = 256 * 1024 * 1024  # bytes of anything that no limit of its own is gi
 _sha256 = hashlib.sha256
 _crc32 = isal_zlib.crc32
 _stored_head = struct.Struct("<BHH").pack
+_DENSEST = 1032  # bytes that deflate makes of one at most: 258 of two bits
 _trailer = struct.Struct("<II")
+
+
+class TooLargeError(CorruptSnapshotError):
+    """Sealed bytes hold more than their reader allows: `length` bytes."""
+
+    def __init__(self, message: str, length: int) -> None:
+        super().__init__(message)
+        self.length = length
 
 
 @frozen
@@ -109,7 +118,7 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
         address: Where.
         sealed: What the store gave.
         after: As it was when it was sealed.
-        at_most: Bytes that it may hold; more is not even inflated.
+        at_most: Bytes that it may hold; more is not even inflated, and is a `TooLargeError`.
 
     Raises:
         CorruptSnapshotError: The bytes are missing (None), damaged, or were sealed for another place.
@@ -133,8 +142,14 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     if digest.digest() != sealed[_DIGEST_AT:_BODY_AT]:
         raise _damaged(address, "fails its digest, or belongs to another place")
     checksum, length = _trailer.unpack_from(sealed, len(sealed) - 8)
+    if length > _DENSEST * len(body):
+        raise _damaged(address, "has another length than it says")
     if length > at_most:
-        raise _damaged(address, f"says that it holds {length:,} bytes, and no more than {at_most:,} belong there")
+        raise TooLargeError(
+            f"{address} says that it holds {length:,} bytes, and no more than {at_most:,} belong there; restore it "
+            f"from a backup, then unblock",
+            length,
+        )
     data = _inflated(address, body, length)
     if _crc32(data) != checksum:
         raise _damaged(address, "fails its checksum")

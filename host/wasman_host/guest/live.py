@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, byref
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
+from wasman_host.guest.limits import MAX_TABLE
 from wasman_host.guest.linear import CAPACITY, LinearMemory
 from wasman_host.guest.memory import PAGE
 
@@ -34,7 +35,6 @@ _KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
 _MAX_PARTS = 8  # tables of a module
-_MAX_TABLE = 10_000_000  # elements that no table has more of, whatever the limit: a guest may see this one
 
 
 @frozen
@@ -77,7 +77,7 @@ class Exceeded:
     """The guest used more than its instance may, and does not run again.
 
     Attributes:
-        limit: "memory", "tables" or "stack".
+        limit: "memory", "table_elements" or "stack".
         used: Bytes that it wanted, or elements of its largest table; 0 where they were not counted.
         backtrace: The wasm frames where there are some, innermost first.
         refused: Why the system gave less than the limit allows, "" where it did not.
@@ -89,6 +89,10 @@ class Exceeded:
     refused: str = ""
 
 
+def _never_ready(_view: memoryview, _upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+    return None
+
+
 class Guest:
     """One instance of a module in a store of its own.
 
@@ -97,6 +101,7 @@ class Guest:
         world: What WASI shows it: clock, random, output.
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
+        transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
         exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
         tables: Its tables, where they can grow.
     """
@@ -117,6 +122,7 @@ class Guest:
         self.world = world
         self.request: Request | None = None
         self.stopping: BaseException | None = None
+        self.transfer: Callable[[memoryview, bool], int | None] = _never_ready
         self.exceeded = False
         self.tables: Sequence[int] = ()
         self._limits = limits
@@ -132,7 +138,7 @@ class Guest:
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
         # Tables that can change are limited by looking at them (`look`): a guest that is refused a growth would go on,
         # and do otherwise than under a higher limit.
-        elements = _MAX_TABLE if module.snapshots else limits.table_elements
+        elements = MAX_TABLE if module.snapshots else limits.table_elements
         capi.limit(self._store, CAPACITY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
         capi.set_epoch_deadline(self._context, 1)
@@ -166,8 +172,9 @@ class Guest:
     def _not_made(self, problem: str) -> BaseException:
         if self.stopping is not None:
             return self.stopping
-        memory, limits = self.linear, self._limits
+        memory, limits, limit = self.linear, self._limits, "memory"
         if memory.refused:
+            limit = ""
             message = (
                 f"this machine refuses the {memory.wanted:,} bytes of memory that the module wants to begin with "
                 f"({memory.refused}); free some and unblock"
@@ -178,13 +185,14 @@ class Guest:
                 f"{limits.memory:,}; raise the limit and unblock"
             )
         elif "table" in problem:
+            limit = "table_elements"
             message = (
                 f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
                 f"the instance may have; raise the limit and unblock"
             )
         else:
             return InvalidModuleError(problem)
-        return GuestLimitError(message)
+        return GuestLimitError(message, limit)
 
     def _export(self, name: str) -> capi.Extern:
         export, encoded = capi.Extern(), name.encode()
@@ -289,7 +297,7 @@ class Guest:
     def _exceeding(self) -> Exceeded:
         if self.linear.wanted:
             return Exceeded("memory", self.linear.wanted, refused=self.linear.refused)
-        return Exceeded("tables", self._largest_table())
+        return Exceeded("table_elements", self._largest_table())
 
     def _take_problem(self) -> str | None:
         if self._trap.value:
@@ -309,6 +317,10 @@ class Guest:
     def answer(self, value: int) -> None:
         """Give the host call that the guest waits in its result; the next `resume` goes on behind it."""
         self._answer = value
+
+    def unspent(self) -> None:
+        """The guest was served without waiting: a turn of it begins, as after a wait."""
+        self._spent = 0.0
 
     def hand_over(self) -> bool:
         """Write the answer to where wasmtime wants it; False while there is none."""
@@ -386,7 +398,7 @@ class Guest:
                 f"the snapshot holds {image.size:,} bytes of memory and the instance may have {self._limits.memory:,}; "
                 f"raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
         memory = self.linear
         if image.size > memory.size:
             before = ctypes.c_uint64()

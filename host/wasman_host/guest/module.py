@@ -291,7 +291,7 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
                     f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}{used}; raise the limit, "
                     f"then unblock\n{ended.backtrace}"
                 )
-                raise GuestLimitError(message)
+                raise GuestLimitError(message, ended.limit)
             if isinstance(ended, Trapped):
                 message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
                 raise InvalidModuleError(message)

@@ -1,0 +1,38 @@
+"""Guests that lose their memory while they wait: they come back as they were, and leave nothing behind."""
+
+import anyio
+import pytest
+
+from tests import wat
+from tests.lab import Ledger, MemoryLab, answers
+from wasman_host.activity import ActivityCall, Retry
+from wasman_host.errors import ApplicationError
+from wasman_host.instance import Instance
+from wasman_host.machine import Proposal
+
+
+async def test_an_eviction_at_the_end_of_a_backoff_is_not_felt_inside_of_a_commit(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger()
+    evicted: list[bool] = []
+    commit = Instance.commit
+
+    async def evicts(self: Instance, proposal: Proposal) -> None:
+        begins = proposal.record is not None and any(one.retry_at is None for one in proposal.record.open)
+        if begins and not evicted:
+            evicted.append(self.evict())
+        await commit(self, proposal)
+
+    def flaky(call: ActivityCall) -> bytes:
+        if call.attempt == 1:
+            message = "not yet"
+            raise ApplicationError(message)
+        return ledger.note(call)
+
+    monkeypatch.setattr(Instance, "commit", evicts)
+    await lab.start(wat.script(wat.call("flaky", b"1"), wat.call("note", b"2")))
+    with anyio.fail_after(5):
+        result = await lab.complete(answers("flaky", flaky, retry=Retry(initial_interval=0.001)), ledger.activity())
+    assert (result, evicted) == ([1, 2], [True])
+    assert ledger.attempts == [2, 1]
