@@ -40,8 +40,7 @@ _REBASE = 512  # pages that may differ from the image before a new one is taken:
 
 _PROT_READ_WRITE, _MAP_PRIVATE_FIXED = 3, 2 | 16
 _MADV_NOHUGEPAGE = 15
-# F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest, so there is one way only
-_SEALS = 0x0017
+_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
 _SPARE_PAGES = 16 * 1024  # 64 MiB
 _F_ADD_SEALS = 1033
 _PAGEMAP_SCAN = 0xC0606610
@@ -166,6 +165,11 @@ class Image(ABC):
     view: memoryview
     mapped: bool
 
+    def page(self, number: int) -> bytes:
+        """One of its pages; beyond its end all are zero."""
+        at = number * PAGE
+        return bytes(self.view[at : at + PAGE]) if at < self.size else _ZEROS
+
     @abstractmethod
     def lay(self, address: int, *, fresh: bool = False) -> None:
         """Make the memory at `address`, which has at least `size` bytes, what this image holds.
@@ -191,7 +195,7 @@ class _File:
         descriptor: To map it by.
         size: Its bytes.
         bytes: They themselves.
-        pages: Pages that hold something, or have held it.
+        pages: One bit for each page that holds something, or has held it.
         forks: How many forks lie before it: the files of a parent are not a child's to write.
     """
 
@@ -218,17 +222,22 @@ class _File:
         """Hold `parts`, which are whole pages, and nothing else."""
         pages = _pages_of(parts)
         view = self.bytes
-        for page in self.pages - pages:
+        left = self.pages & ~pages
+        while left:
+            page = left.bit_length() - 1
             view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            left ^= 1 << page
         for offset, data in parts:
             view[offset : offset + len(data)] = data
         self.pages |= pages
 
 
-def _pages_of(parts: Parts) -> set[int]:
-    pages: set[int] = set()
+def _pages_of(parts: Parts) -> int:
+    """One bit for each page that `parts` touch."""
+    pages = 0
     for offset, data in parts:
-        pages.update(range(offset // PAGE, -(-(offset + len(data)) // PAGE)))
+        first, end = offset // PAGE, -(-(offset + len(data)) // PAGE)
+        pages |= ((1 << end - first) - 1) << first
     return pages
 
 
@@ -249,14 +258,14 @@ class _Files:
                 file = free.pop()
             except IndexError:  # another thread was faster
                 return _File(size, parts)
-            self._pages -= len(file.pages)
+            self._pages -= file.pages.bit_count()
             file.fill(parts)
             return file
         return _File(size, parts)
 
     def give(self, file: _File) -> None:
         """Nobody looks at this one any more."""
-        pages = len(file.pages)
+        pages = file.pages.bit_count()
         if file.forks == _Files.forks and 0 < pages <= _SPARE_PAGES - self._pages:
             self._pages += pages
             self._free.setdefault(file.size, []).append(file)
@@ -332,21 +341,23 @@ def image_of(size: int, parts: Parts) -> Image:
 
 def changed(old: bytes | memoryview, new: bytes | memoryview) -> list[tuple[int, int]]:
     """Runs of pages in which `new` differs from `old`; what `old` lacks counts as zeros."""
+    # Bytes are compared at once and memoryviews item by item, which costs more than to copy them.
     before, after = memoryview(old), memoryview(new)
-    zeros = memoryview(bytes(_BLOCK))
+    zeros = bytes(_BLOCK)
     runs: list[tuple[int, int]] = []
     for block in range(0, len(new), _BLOCK):
-        known = before[block : block + _BLOCK] if block < len(old) else zeros
-        if after[block : block + _BLOCK] == known:
+        now = bytes(after[block : block + _BLOCK])
+        known = bytes(before[block : block + _BLOCK]) if block < len(old) else zeros
+        if now == known:
             continue
-        for at in range(block, min(block + _BLOCK, len(new)), PAGE):
-            known = before[at : at + PAGE] if at < len(old) else zeros[:PAGE]
-            if after[at : at + PAGE] != known:
-                page = at // PAGE
-                if runs and sum(runs[-1]) == page:
+        for at in range(0, len(now), PAGE):
+            page = known[at : at + PAGE] or _ZEROS
+            if now[at : at + PAGE] != page:
+                number = (block + at) // PAGE
+                if runs and sum(runs[-1]) == number:
                     runs[-1] = (runs[-1][0], runs[-1][1] + 1)
                 else:
-                    runs.append((page, 1))
+                    runs.append((number, 1))
     return runs
 
 
@@ -365,12 +376,9 @@ class Baseline:
         self._over: dict[int, bytes] = {}
         self._touched = set(touched)
 
-    def _before(self, page: int) -> bytes | memoryview:
+    def _before(self, page: int) -> bytes:
         held = self._over.get(page)
-        if held is not None:
-            return held
-        at = page * PAGE
-        return self.image.view[at : at + PAGE] if at < self.image.size else _ZEROS
+        return self.image.page(page) if held is None else held
 
     def difference(self, address: int, view: memoryview) -> dict[int, bytes]:
         """Pages of the guest's memory, in order, that differ from the last snapshot."""
@@ -383,9 +391,9 @@ class Baseline:
             pages = sorted({*pages, *self._over})  # one that is the image's again differs from the last snapshot
         found = {}
         for page in pages:
-            now = view[page * PAGE : page * PAGE + PAGE]
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
             if now != self._before(page):
-                found[page] = bytes(now)
+                found[page] = now
         return found
 
     def fold(self, address: int, view: memoryview, origin: Image) -> dict[int, bytes]:
@@ -397,10 +405,9 @@ class Baseline:
         } | self._touched | self._over.keys()  # fmt: skip
         found = {}
         for page in sorted(pages):
-            at = page * PAGE
-            now = view[at : at + PAGE]
-            if now != (origin.view[at : at + PAGE] if at < origin.size else _ZEROS):
-                found[page] = bytes(now)
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
+            if now != origin.page(page):
+                found[page] = now
         return found
 
     def kept(self, pages: dict[int, bytes]) -> None:
