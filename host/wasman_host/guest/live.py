@@ -18,7 +18,7 @@ from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
-from wasman_host.guest.memory import PAGE, maps
+from wasman_host.guest.memory import PAGE, maps, pages_written
 
 if TYPE_CHECKING:
     from wasman_host.guest.limits import GuestLimits
@@ -336,9 +336,10 @@ class Guest:
     def written(self) -> int:
         """Bytes of memory that this guest has for itself: pages it has written, or all where that cannot be told."""
         self._measure()
-        if self._image is None or not maps():
+        if not maps():
             return self._size
-        return PAGE * sum(count for _, count in self._image.written(self.base, self._size))
+        # Also where no image was laid: a fresh guest's memory is one that wasmtime has mapped, of zeros or the module's data.
+        return PAGE * sum(count for _, count in pages_written(self.base, self._size))
 
     def globals(self) -> list[tuple[int, bytes]]:
         """The mutable globals in the module's order: (value kind, value bytes)."""

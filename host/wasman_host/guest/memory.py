@@ -27,7 +27,7 @@ from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps"]
+__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "pages_written"]
 
 logger = logging.getLogger("wasman.memory")
 
@@ -130,6 +130,11 @@ def _probed() -> bool:
 def maps() -> bool:
     """Whether images are mapped here, or copied and compared."""
     return _probed()
+
+
+def pages_written(address: int, size: int) -> Runs:
+    """Runs of pages of a mapped memory that are its own: present, not a file's and not zeros. Only where `maps()`."""
+    return _kernel().written(address, size)
 
 
 _kernels: list[_Kernel] = []
