@@ -289,23 +289,11 @@ class Instance:
             return
 
     async def _live(self) -> None:
-        created = self._created
         try:
-            if created is not None and created.record is not None:
-                record, tail = created.record, created.tail
-            else:
-                record, tail = open_record(self._stored), open_tail(self._stored)
+            self.machine = self._opened()
         except BlockedError as error:
             await self._stand_unread(error)
             return
-        self.machine = Machine(
-            self.key.tenant,
-            self.key.id,
-            record,
-            tail,
-            self._stored.columns.takeovers,
-            deflate=self._store.deflates,
-        )
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
@@ -326,6 +314,18 @@ class Instance:
             )
         if self.owns and self._interrupted:
             await self._interrupted_by()
+
+    def _opened(self) -> Machine:
+        # A function of its own: what it holds besides would be kept by the frame of `_live` for as long as it waits.
+        created = self._created
+        if created is not None and created.record is not None:
+            record, tail = created.record, created.tail
+        else:
+            record, tail = open_record(self._stored), open_tail(self._stored)
+        columns = self._stored.columns
+        # Whatever makes this instance open it again reads it from the store again.
+        self._stored = evolve(self._stored, record=b"", tail=b"")
+        return Machine(self.key.tenant, self.key.id, record, tail, columns.takeovers, deflate=self._store.deflates)
 
     @property
     def _interrupted(self) -> bool:
