@@ -6,6 +6,7 @@ from wasman_sdk import errors
 from wasman_sdk._activity import ActivityInfo, activity
 from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
+from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
 from wasman_sdk._worker import Worker
@@ -18,6 +19,7 @@ __all__ = [
     "ChannelSink",
     "ChannelSource",
     "Client",
+    "Engine",
     "FileSink",
     "FileSource",
     "HistoryEvent",
@@ -27,6 +29,7 @@ __all__ = [
     "Session",
     "Sink",
     "Source",
+    "SyncEngine",
     "Worker",
     "Workflow",
     "WorkflowDescription",

@@ -193,11 +193,23 @@ class CorruptSnapshotError(BlockedError):
     """Stored bytes of an instance are missing, damaged, or not where they belong."""
 
 
-class GuestTimeoutError(BlockedError):
+class LimitError(BlockedError):
+    """An instance reached one of its limits, and goes on under a higher one.
+
+    Attributes:
+        limit: Which one, as `Limits` names it.
+    """
+
+    def __init__(self, message: str, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class GuestTimeoutError(LimitError):
     """One turn of the guest used more processor time than the instance may."""
 
 
-class GuestLimitError(BlockedError):
+class GuestLimitError(LimitError):
     """The guest reached a limit of its instance, such as memory or stack."""
 
 

@@ -299,6 +299,22 @@ class Machine:
         message = f"entry {entry.n} of {self} answers other operations than {number}; restore the log, then unblock"
         raise CorruptSnapshotError(message)
 
+    def entered(self, call: Payload, now: int) -> Proposal:
+        """Log that an export is called (direct use); what the execution before has left behind is forgotten."""
+        self.result, self.last_failure, self.upload_closed, self.kept = None, None, False, None
+        return self._logging((Delivery("execute", payload=call),), now)
+
+    def entered_again(self) -> Payload:
+        """The logged call that an interrupted execution began with: it is repeated from here."""
+        self.result, self.last_failure, self.upload_closed, self.kept = None, None, False, None
+        entry = self._past.popleft()
+        [delivery] = entry.deliveries
+        if delivery.kind != "execute" or delivery.payload is None:
+            message = f"entry {entry.n} of {self} begins no execution; restore the log from a backup"
+            raise CorruptSnapshotError(message)
+        self.time, self.entry = entry.time, entry.n
+        return delivery.payload
+
     def finished_early(self) -> NondeterminismError | None:
         """An error if the guest has ended although the log says that it went on."""
         if not self._past:
@@ -386,7 +402,7 @@ class Machine:
         stored = tail.stored + size - (before.size if before is not None else 0)
         return Proposal(
             evolve(self.record, snapshot=reference),
-            evolve(tail, stored=stored),
+            Tail(tail.entries, tail.time, stored, tail.chain),
             blobs=(Blob(name, sealed),),
             drops=drops,
         )

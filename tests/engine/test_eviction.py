@@ -15,7 +15,8 @@ from wasman_host.machine import Proposal
 async def test_an_eviction_at_the_end_of_a_backoff_is_not_felt_inside_of_a_commit(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger, evicted = Ledger(), []
+    ledger = Ledger()
+    evicted: list[bool] = []
     commit = Instance.commit
 
     async def evicts(self: Instance, proposal: Proposal) -> None:
