@@ -1,4 +1,4 @@
-"""10,000 v0 instances that wait in an activity, each with a number of its own: what they cost in memory, and their results.
+"""10,000 v0 instances that wait in an activity, each with a number of its own: their memory, and their results.
 
 Runs in a process of its own, so that nothing else has grown it before.
 """
@@ -48,7 +48,7 @@ def _memory() -> int:
 
 
 async def _measure(folder: Path) -> dict[str, float]:
-    global _gate, _waiting  # noqa: PLW0603  the same
+    global _gate, _waiting
     workflow = Workflow("asking", int, int, module=asking())
     async with (
         Client.connect(f"sqlite:///{folder}/parked.db") as client,
@@ -77,7 +77,7 @@ async def _measure(folder: Path) -> dict[str, float]:
         (engine,) = worker.client.workers
         residents = getattr(engine, "residents")  # noqa: B009  of the host, which the SDK does not show
         dirtied, held = residents.written, len(residents)
-        # The guest has written its request and nothing else, so its count is known: a wrong one would hide what it costs.
+        # A guest has written its request and nothing else, so the count is known; a wrong one would hide what it costs.
         assert dirtied == held * PAGE, f"{held} guests that wrote one page each are counted as {dirtied:,} bytes"
         begin = time.perf_counter()
         _gate.set()
@@ -117,14 +117,14 @@ def measure() -> list[Figure]:
     each = grown - dirtied
     return [
         Figure(
-            name=f"{_COUNT:,} v0 instances parked in an activity, distinct ids; all then complete with the right result",
+            name=f"{_COUNT:,} v0 instances parked in an activity, distinct ids; all then give the right result",
             value=f"{each:.1f} KiB each beyond the pages they dirtied",
             spread="",
             ratio=f"{_COUNT - found['wrong']:,} right results",
             bound=f"{_BOUND:g} KiB resident each",
             holds=each <= _BOUND and not found["wrong"] and found["guests"] == _COUNT,
-            note=f"one run in a process of its own on SQLite: {grown:.1f} KiB resident each, of which {dirtied:.1f} KiB "
-            f"dirtied pages; {found['guests']:,.0f} guests in memory (max_guests raised, so that none is evicted); "
+            note=f"one run in a process of its own on SQLite: {grown:.1f} KiB resident each, of which {dirtied:.1f} "
+            f"KiB dirtied pages; {found['guests']:,.0f} guests in memory (max_guests raised, so that none is evicted); "
             f"started in {found['started']:.1f} s, completed in {found['completed']:.1f} s",
         )
     ]
