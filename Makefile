@@ -6,6 +6,7 @@
 #   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make faults   a run disturbed at every operation of its store, and its rescuer as well
 #   make soak     workers killed 200 times (SEED=... repeats one)
+
 #   make leaks    10,000 guests restored, grown, kept and evicted: nothing is left behind
 #   make bench    the figures
 #   make bench-peers  DBOS and Restate beside wasman (fetches them; about 5 minutes)
@@ -37,7 +38,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak leaks bench bench-peers format guests lock clean env
+.PHONY: help demo test check mutants faults soak bench bench-peers format guests lock clean env leaks
 
 help:
 	@sed -n 's/^#   //p' Makefile

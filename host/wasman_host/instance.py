@@ -292,23 +292,11 @@ class Instance:
             return
 
     async def _live(self) -> None:
-        created = self._created
         try:
-            if created is not None and created.record is not None:
-                record, tail = created.record, created.tail
-            else:
-                record, tail = open_record(self._stored), open_tail(self._stored)
+            self.machine = self._opened()
         except BlockedError as error:
             await self._stand_unread(error)
             return
-        self.machine = Machine(
-            self.key.tenant,
-            self.key.id,
-            record,
-            tail,
-            self._stored.columns.takeovers,
-            deflate=self._store.deflates,
-        )
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
@@ -329,6 +317,18 @@ class Instance:
             )
         if self.owns and self._interrupted:
             await self._interrupted_by()
+
+    def _opened(self) -> Machine:
+        # A function of its own: what it holds besides would be kept by the frame of `_live` for as long as it waits.
+        created = self._created
+        if created is not None and created.record is not None:
+            record, tail = created.record, created.tail
+        else:
+            record, tail = open_record(self._stored), open_tail(self._stored)
+        columns = self._stored.columns
+        # Whatever makes this instance open it again reads it from the store again.
+        self._stored = evolve(self._stored, record=b"", tail=b"")
+        return Machine(self.key.tenant, self.key.id, record, tail, columns.takeovers, deflate=self._store.deflates)
 
     @property
     def _interrupted(self) -> bool:
@@ -430,6 +430,11 @@ class Instance:
                 guest.lay(self._origin.image)
                 self._baseline = Baseline(self._origin.image)
         world.time = machine.time
+        await self._load_given()
+
+    async def _load_given(self) -> None:
+        """Read what the run was started with, as far as it is not here yet."""
+        machine, pinned = self.machine, self.machine.pinned
         machine.input = machine.input and await self.loaded(machine.input)
         machine.session = machine.session and await self.loaded(machine.session)
         for name, given in (("input", machine.input), ("session", machine.session)):

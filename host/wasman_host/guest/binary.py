@@ -291,7 +291,6 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
     own: list[int] = []
     memory: tuple[int, int | None] | None = None
     shared = False
-    own_tables = 0
     mutable: list[tuple[int, str, int | None]] = []  # index, type, initial value
     exports: list[tuple[str, int, int]] = []
     start: int | None = None
