@@ -208,10 +208,13 @@ async def test_a_table_that_begins_beyond_the_limit_is_blocked(lab: MemoryLab, f
         assert await lab.result() == []
 
 
-async def test_a_table_has_an_end_that_no_limit_moves(lab: MemoryLab) -> None:
-    refused = "(call $number (i64.extend_i32_s (table.grow (ref.null func) (i32.const 9999991)))) (call $comma)"
-    await lab.start(wat.script(wat.raw(refused), fields=TABLES), limits=Limits(table_elements=1000))
-    assert await lab.complete() == [-1]
+@pytest.mark.parametrize(("tables", "most"), [(1, 10_000_000), (3, 3_333_333)])
+async def test_tables_have_an_end_that_no_limit_moves(lab: MemoryLab, tables: int, most: int) -> None:
+    refused = wat.value(f"(table.grow (ref.null func) (i32.const {most + 1 - 10}))")
+    module = wat.script(refused, fields=TABLES + "(table 1 funcref)" * (tables - 1))
+    for limit in (1000, 100_000_000):
+        await lab.start(module, id=f"w{limit}", limits=Limits(table_elements=limit))
+        assert await lab.complete(id=f"w{limit}") == [-1]
 
 
 # Data that lies in a memory from the beginning
