@@ -7,7 +7,7 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors
 
 EXPECTED = {
-    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "FileSink", "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy",
+    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "FileSink", "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "SyncRunner", "SyncTestRunner", "TestRunner",
     "Session", "Sink", "Source", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle", "activity", "errors",
     "module_digest",
 }  # fmt: skip
