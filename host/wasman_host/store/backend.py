@@ -75,8 +75,12 @@ class Backend(ABC):
 
     # -- what follows from them, and can be done cheaper --------------------------------------------------------------
 
-    async def mark(self, name: str) -> None:
-        """Make an object of which only the name counts, unless it is there."""
+    async def mark(self, name: str, *, sure: bool = True) -> None:
+        """Make an object of which only the name counts, unless it is there.
+
+        It is durable only where it has to be `sure`.
+        """
+        del sure
         await self.put(name, NOTHING, None)
 
     async def walk(self, folder: str) -> list[str]:
