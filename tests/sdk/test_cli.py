@@ -346,8 +346,9 @@ def test_blocked_run_and_the_limit_that_unblocks_it(wasman: Shell) -> None:
     assert last.startswith("wasman: one is blocked: the module wants ")
     assert last.endswith(" bytes of memory to begin with and the instance may have 65,536; raise the limit and unblock")
     assert wasman.shown("one")["status"] == "blocked"
-    assert "limits      memory 65,536 bytes, tables 1,000,000 elements, stack 524,288 bytes, turn 10 s, " in (
-        wasman("show", "one")[0]
+    assert (
+        "limits      memory 65,536 bytes, tables 1,000,000 elements, stack 524,288 bytes, turn 10 s, "
+        in (wasman("show", "one")[0])
     )
 
     _, errors = wasman(*run, "--attach", code=3)
@@ -577,7 +578,9 @@ def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     output, _ = wasman("show", "one", "--json", code=4)
     assert json.loads(output)["log"] is None
     with sqlite3.connect(wasman.folder / "wasman.db") as database:
-        database.execute("update record set data = zeroblob(100) where instance = (select number from instance where id = 'one')")
+        database.execute(
+            "update record set data = zeroblob(100) where instance = (select number from instance where id = 'one')"
+        )
     output, errors = wasman("show", "one", code=4)
     assert "status      blocked" in output
     assert errors.endswith(" does not begin as a sealed gzip member; restore it from a backup, then unblock\n")

@@ -5,10 +5,10 @@ condition is looked at, the file renamed to its place and that folder synced. So
 object, and whoever is told of a `put` is told after it is on disk. A mark is made in its place, because its content
 does not matter.
 
-Locks. 256 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so that nobody
-reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process that is
-killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs it. The
-same goes for the making of a folder.
+Locks. Up to 4,096 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so that
+nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process that
+is killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs it. The
+same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
 
 Looking (`get`, `list`) is done on the thread of the event loop, since it takes microseconds. Writing waits for the disk,
 on a thread; writes to different objects wait side by side.
@@ -171,7 +171,9 @@ class DirectoryBackend(Backend):
                 what = "is read-only: make the folder, and all in it, writable for this user"
             else:
                 what = "cannot be read or written: look at its disk"
-            raise StoreUnavailableError(f"the store {self.place} {what} ({error.strerror}: {error.filename})") from error
+            raise StoreUnavailableError(
+                f"the store {self.place} {what} ({error.strerror}: {error.filename})"
+            ) from error
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         # Not abandoned when the caller is cancelled: what has begun is finished.
@@ -182,7 +184,7 @@ class DirectoryBackend(Backend):
     @contextmanager
     def _locked(self, name: str, *, alone: bool, wait: bool = True) -> Iterator[int]:
         """Hold the lock of a name; what a killed process has left unsynced under it is synced first."""
-        path = self.path / "locks" / hashlib.sha256(name.encode()).hexdigest()[:2]
+        path = self.path / "locks" / hashlib.sha256(name.encode()).hexdigest()[:3]
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             how = (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB
@@ -195,17 +197,22 @@ class DirectoryBackend(Backend):
                     if not wait:
                         raise _LockedError from None
                     if time.monotonic() >= deadline:
-                        held = f"was locked by another process for {self.busy_timeout:g} s: find out which one, and end it"
+                        held = (
+                            f"was locked by another process for {self.busy_timeout:g} s: find out which one, and end it"
+                        )
                         raise StoreUnavailableError(f"the store {self.place} {held}") from None
                 attempt += 1
                 time.sleep(pause(attempt))
-            if left := os.pread(file, 4096, 0):
+            left = os.pread(file, 4096, 0)
+            if not left:
+                os.pwrite(file, NOTHING, 0)
+            elif left := left[len(NOTHING) :]:
                 folder = self.path / left.decode(errors="replace").strip("\n\0")
                 # After a loss of power the lock file may hold anything; what is on disk then needs no sync.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
                     self._files.sync_folder(folder)
                 if alone:
-                    os.ftruncate(file, 0)
+                    os.ftruncate(file, len(NOTHING))
             yield file
         finally:
             os.close(file)
@@ -213,22 +220,26 @@ class DirectoryBackend(Backend):
     @contextmanager
     def _syncing(self, lock: int, folder: Path) -> Iterator[None]:
         """Sync the folder after the change that is made to it inside; whoever dies in between is cleared up after."""
-        os.pwrite(lock, f"{folder.relative_to(self.path)}\n".encode(), 0)
+        os.pwrite(lock, f"{folder.relative_to(self.path)}\n".encode(), len(NOTHING))
         yield
         self._files.sync_folder(folder)
-        os.ftruncate(lock, 0)
+        os.ftruncate(lock, len(NOTHING))
 
-    def _ensure(self, folder: Path) -> None:
-        """Make a folder, and all above it, that outlive a loss of power."""
+    def _ensure(self, folder: Path, *, known: bool) -> None:
+        """Make a folder, and all above it, that outlive a loss of power.
+
+        Only what is put where something is may take the folder to be the one that it has `known`: another process may
+        have removed it since, and made one that has the same inode.
+        """
         if folder == self.path:
             return
         try:
             inode = os.stat(folder).st_ino  # noqa: PTH116
         except FileNotFoundError:
             inode = -1
-        if self._folders.get(folder) == inode:
+        if known and self._folders.get(folder) == inode:
             return
-        self._ensure(folder.parent)
+        self._ensure(folder.parent, known=True)
         with self._locked(f"{folder.relative_to(self.path)}/", alone=True) as lock:
             if not folder.exists():
                 with self._syncing(lock, folder.parent):
@@ -309,7 +320,7 @@ class DirectoryBackend(Backend):
         try:
             self._files.write(temporary, data, sync=True)
             while True:
-                self._ensure(target.parent)
+                self._ensure(target.parent, known=match is not None)
                 with self._locked(name, alone=True) as lock:
                     found = self._read(target)
                     if (found is None) != (match is None) or (found is not None and _etag(found) != match):
@@ -330,19 +341,23 @@ class DirectoryBackend(Backend):
         return None
 
     @override
-    async def mark(self, name: str) -> None:
+    async def mark(self, name: str, *, sure: bool = True) -> None:
         self._check(writing=True)
         with self._explaining():
-            await self._on_thread(partial(self._mark, name))
+            if sure:
+                await self._on_thread(partial(self._mark, name, sure=True))
+            else:
+                self._mark(name, sure=False)
 
-    def _mark(self, name: str) -> None:
+    def _mark(self, name: str, *, sure: bool) -> None:
         target = self.path / name
         while True:
-            self._ensure(target.parent)
+            self._ensure(target.parent, known=False)
             try:
                 with contextlib.suppress(FileExistsError):
                     self._files.write(target, NOTHING, sync=False)
-                self._files.sync_folder(target.parent)
+                if sure:
+                    self._files.sync_folder(target.parent)
             except FileNotFoundError:
                 if target.parent.exists():
                     raise
@@ -390,7 +405,7 @@ class DirectoryBackend(Backend):
             try:
                 os.utime(path, ns=(now, now))
             except FileNotFoundError:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+                Path(path).write_bytes(NOTHING)
                 os.utime(path, ns=(now, now))
             return now
 

@@ -104,7 +104,7 @@ class Head:
         key: The instance.
         life: Drawn when the id was created; a deleted id that is created again lives another life. Begins the names of
             all its objects.
-        number: The store's time at its creation: which of two is older.
+        number: When it was created, ns since 1970 by its creator's clock: which of two is older.
         run: The current run.
         version: Counts its changes.
         nonce: That of the last change.
@@ -241,7 +241,9 @@ def decode_part(data: bytes, what: str) -> tuple[list[tuple[int, bytes]], dict[s
     """The inverse of `encode_part`; raises `CorruptSnapshotError`, which begins with `what`."""
     try:
         fields, body = _split(data, what)
-        entries = list(zip((n for n, _ in fields["entries"]), body([size for _, size in fields["entries"]]), strict=True))
+        entries = list(
+            zip((n for n, _ in fields["entries"]), body([size for _, size in fields["entries"]]), strict=True)
+        )
         return entries, fields["blobs"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptSnapshotError(f"{what} cannot be read ({error!r}); restore it from a backup") from error

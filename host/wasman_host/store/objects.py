@@ -22,7 +22,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -371,7 +372,7 @@ class ObjectStore(Store):
         columns = evolve(change.columns, attributes=dict(change.columns.attributes))
         if head is None:
             life = hashlib.sha256(f"{change.run}\0{change.nonce}".encode()).hexdigest()[:16]
-            head = Head(change.key, life, self.now(), change.run, 0, "", columns, b"")
+            head = Head(change.key, life, time.time_ns(), change.run, 0, "", columns, b"")
         elif change.run != head.run:
             head = await self._next_run(change, head, draft)
         if change.drops:
@@ -529,15 +530,16 @@ class ObjectStore(Store):
 
     async def _head_of(self, run: str) -> Head | None:
         """The instance that has or had the run."""
-        self_known = self._runs.get(run)
-        if self_known is not None:
-            cell = await self._living(self_known)
+        known = self._runs.get(run)
+        if known is not None:
+            cell = await self._living(known)
             return None if cell is None else cell.head
         # Whoever reads a run has loaded its instance before; only a stranger has to look everywhere.
-        async for head in self._everything(None):
-            if await self._parts_of(head, run) is not None:
-                self._runs[run] = head.key
-                return head
+        async with aclosing(self._everything(None)) as everything:
+            async for head in everything:
+                if await self._parts_of(head, run) is not None:
+                    self._runs[run] = head.key
+                    return head
         return None
 
     async def _parts_of(self, head: Head, run: str) -> tuple[Part, ...] | None:
@@ -931,7 +933,7 @@ class ObjectStore(Store):
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
-    async def _everything(self, tenant: str | None) -> Any:
+    async def _everything(self, tenant: str | None) -> AsyncGenerator[Head, None]:
         """All instances, or all of a tenant; a damaged one as far as it is known."""
         tenants = await self.backend.list("i") if tenant is None else [heads.word(tenant) + "/"]
         for one in tenants:
@@ -939,7 +941,9 @@ class ObjectStore(Store):
                 if at % 20 == 19:  # noqa: PLR2004
                     await anyio.lowlevel.checkpoint()  # each look is made on the loop
                 folder = f"i/{one}{name}".removesuffix("/")
-                lost = Head(Key(tenant or one.removesuffix("/"), name.removesuffix("/")), "", 0, "", 0, "", _DAMAGED, b"")
+                lost = Head(
+                    Key(tenant or one.removesuffix("/"), name.removesuffix("/")), "", 0, "", 0, "", _DAMAGED, b""
+                )
                 try:
                     cell = await self._read_folder(folder, folder)
                 except (CorruptSnapshotError, UnsupportedStateError):
@@ -954,13 +958,11 @@ class ObjectStore(Store):
     @override
     async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
         after = check_page(limit, cursor)
-        rows = [
-            (_newest_first(stored), stored.key)
-            async for stored in self._matching(where)
-            if after is None or _newest_first(stored) > (-after[0], after[1].encode())
-        ]
+        rows = await self._matching(where)
+        if after is not None:
+            rows = [row for row in rows if row[0] > (-after[0], after[1].encode())]
         page: list[Stored] = []
-        for _, key in sorted(rows, key=lambda row: row[0])[: limit + 1]:
+        for _, key in rows[: limit + 1]:
             try:
                 cell = await self._read(key)
             except (CorruptSnapshotError, UnsupportedStateError):
@@ -971,13 +973,17 @@ class ObjectStore(Store):
 
     @override
     async def count(self, where: Filter) -> int:
-        return sum([1 async for _ in self._matching(where)])
+        return len(await self._matching(where))
 
-    async def _matching(self, where: Filter) -> Any:
-        async for head in self._everything(where.tenant):
-            stored = head.stored
-            if matches(where, stored):
-                yield stored
+    async def _matching(self, where: Filter) -> list[tuple[tuple[int, bytes], Key]]:
+        """What a listing by `where` shows, newest first."""
+        rows = []
+        async with aclosing(self._everything(where.tenant)) as everything:
+            async for head in everything:
+                stored = head.stored
+                if matches(where, stored):
+                    rows.append((_newest_first(stored), stored.key))
+        return sorted(rows, key=lambda row: row[0])
 
 
 def _born(head: Head) -> str:
