@@ -1,6 +1,8 @@
 """One interpreter of a race: started once, then released again and again together with its rivals.
 
-racer.py STORE NAME COMMAND      STORE is a database or a folder, COMMAND is `race`, `commit` (until it is killed) or `hold` (a claim, for ever)
+racer.py STORE NAME COMMAND
+
+STORE is a database or a folder, COMMAND is `race`, `commit` (until it is killed) or `hold` (a claim, for ever).
 """
 
 import json

@@ -7,10 +7,14 @@ Names are words joined by slashes, in ASCII. Each primitive is atomic: nobody ev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from wasman_host.seal import Address, seal
+
+if TYPE_CHECKING:
+    import builtins
 
 __all__ = ["NOTHING", "Backend", "Found"]
 
@@ -83,7 +87,7 @@ class Backend(ABC):
         del sure
         await self.put(name, NOTHING, None)
 
-    async def walk(self, folder: str) -> list[str]:
+    async def walk(self, folder: str) -> builtins.list[str]:
         """The names of all objects below `folder`, without it."""
         names: list[str] = []
         for name in await self.list(folder):

@@ -5,13 +5,13 @@ condition is looked at, the file renamed to its place and that folder synced. So
 object, and whoever is told of a `put` is told after it is on disk. A mark is made in its place, because its content
 does not matter.
 
-Locks. Up to 4,096 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so that
-nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process that
-is killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs it. The
-same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
+Locks. Up to 4,096 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so
+that nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process
+that is killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs
+it. The same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
 
-Looking (`get`, `list`) is done on the thread of the event loop, since it takes microseconds. Writing waits for the disk,
-on a thread; writes to different objects wait side by side.
+Looking (`get`, `list`) is done on the thread of the event loop, since it takes microseconds. Writing waits for the
+disk, on a thread; writes to different objects wait side by side.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -40,6 +39,9 @@ from wasman_host.store.backend import NOTHING, Backend, Found
 from wasman_host.store.files import Files
 from wasman_host.store.group import pause
 from wasman_host.store.locks import WorkerLocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["FORMAT", "DirectoryBackend"]
 
@@ -110,7 +112,7 @@ class DirectoryBackend(Backend):
         if form is None:
             if foreign := sorted(name.name for name in self.path.iterdir() if name.name not in _OURS):
                 raise StoreSchemaError(
-                    f"{self.place} is the folder of another program ({foreign[0]} is in it): give the store one of its own"
+                    f"{self.place} is the folder of another program ({foreign[0]} is in it): give the store its own"
                 )
             if self.read_only:
                 raise StoreUnavailableError(f"the store {self.place} cannot be opened: nothing is in it yet")
@@ -405,7 +407,9 @@ class DirectoryBackend(Backend):
             try:
                 os.utime(path, ns=(now, now))
             except FileNotFoundError:
-                Path(path).write_bytes(NOTHING)
+                file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+                os.write(file, NOTHING)
+                os.close(file)
                 os.utime(path, ns=(now, now))
             return now
 

@@ -300,6 +300,25 @@ def _columns(columns: Columns) -> list[Any]:
     ]
 
 
+def _columns_of_json(fields: Sequence[Any]) -> Columns:
+    status, workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed, attributes = fields
+    return Columns(
+        Status(status),
+        workflow,
+        module,
+        queue,
+        owner,
+        wake,
+        expires,
+        takeovers,
+        size,
+        parent,
+        created,
+        closed,
+        attributes,
+    )
+
+
 def _parts(parts: Sequence[Part]) -> list[Any]:
     return [(part.name, part.start, part.stop) for part in parts]
 
@@ -353,7 +372,6 @@ def decode_head(sealed: bytes, name: str, what: str) -> Head:
         entries, letters = fields["entries"], fields.get("letters", ())
         sizes = [fields["record"], fields["tail"], *(size for _, size in entries), *(one[3] for one in letters)]
         record, tail, *rest = body(sizes)
-        status, *plain, attributes = fields["columns"]
         head = Head(
             key=Key(fields["tenant"], fields["id"]),
             life=fields["life"],
@@ -361,7 +379,7 @@ def decode_head(sealed: bytes, name: str, what: str) -> Head:
             run=fields["run"],
             version=fields["version"],
             nonce=fields["nonce"],
-            columns=Columns(Status(status), *plain, attributes),
+            columns=_columns_of_json(fields["columns"]),
             record=record,
             tail=tail,
             entries=tuple((n, entry) for (n, _), entry in zip(entries, rest[: len(entries)], strict=True)),
@@ -397,6 +415,7 @@ def _text(data: bytes) -> str:
 def _sent_as_json(one: Change | Message) -> list[Any]:
     if isinstance(one, Message):
         return [one.key.tenant, one.key.id, one.id, one.kind, _text(one.body)]
+    effects: list[Change | Message] = [*one.creates, *one.sends]
     return [
         one.key.tenant,
         one.key.id,
@@ -408,7 +427,7 @@ def _sent_as_json(one: Change | Message) -> list[Any]:
             "tail": _text(one.tail),
             "entries": [(n, _text(entry)) for n, entry in one.entries],
             "blobs": [(blob.name, _text(blob.data)) for blob in one.blobs],
-            "effects": [_sent_as_json(effect) for effect in (*one.creates, *one.sends)],
+            "effects": [_sent_as_json(effect) for effect in effects],
         },
     ]
 
@@ -420,15 +439,14 @@ def _sent_of_json(given: Sequence[Any]) -> Change | Message:
         message, kind, body = rest
         return Message(key, message, kind, base64.b64decode(body))
     fields = rest[0]
-    status, *plain, attributes = fields["columns"]
-    effects = [_sent_of_json(effect) for effect in fields["effects"]]
+    effects: list[Change | Message] = [_sent_of_json(effect) for effect in fields["effects"]]
     return Change(
         key,
         None,
         fields["run"],
         fields["nonce"],
         base64.b64decode(fields["record"]),
-        Columns(Status(status), *plain, attributes),
+        _columns_of_json(fields["columns"]),
         tail=base64.b64decode(fields["tail"]),
         entries=[(n, base64.b64decode(entry)) for n, entry in fields["entries"]],
         blobs=[Blob(name, base64.b64decode(data)) for name, data in fields["blobs"]],

@@ -9,10 +9,10 @@ the head that needs it, has a random end, and is named by that head; so whoever 
 no longer needed, and never removes one that somebody else has just made. A mark that no head names is left by a crash:
 it misleads nobody, and goes after a minute.
 
-Effects. What a change sends and creates stands in the head until it has arrived, so it arrives although its sender dies.
+Effects. What a change sends and creates stands in the head until it has arrived: it arrives although its sender dies.
 
 Deleting. The head becomes a tombstone first; then all its objects go, and the tombstone last. A sign that the id was
-born lies beside the head, made after it and removed before it: a head that is missing then is damage, and no absence.
+born lies beside the head, made after it and removed before it: a head that is missing then is damage, not absence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,8 @@ from wasman_host.store.rules import (
 from wasman_host.store.watchers import Visible, Watchers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    import builtins
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from wasman_host.store.backend import Backend
     from wasman_host.store.protocol import Filter
@@ -81,6 +81,7 @@ _INLINE_BLOBS = 64
 _LETTER = 8 * 1024  # bytes of mail that a head carries
 _PAST = 32  # former runs that a head carries
 _CELLS = 2000  # heads kept in mind, so that their owner need not read them before it writes them
+_PARTS = 32  # pieces of logs kept in mind
 _RUNS = 100_000
 _STALE = 60.0  # seconds after which a mark that nobody needs goes
 _AT_ONCE = 16
@@ -354,7 +355,7 @@ class ObjectStore(Store):
 
     async def _changed(self, change: Change, head: Head | None, draft: _Draft) -> Head:
         """The head after a change that wins."""
-        outbox = (*change.creates, *change.sends)
+        outbox: tuple[Change | Message, ...] = (*change.creates, *change.sends)
         if change.record is None or change.columns is None:
             assert head is not None  # a deletion expects what it deletes
             return Head(
@@ -558,7 +559,7 @@ class ObjectStore(Store):
         if part.name not in self._parts:
             what = f"the log of {head.key} in {self.backend.place}"
             data = heads.open_object(part.name, await self._needed(part.name, what), what)
-            if len(self._parts) >= _PAST:
+            if len(self._parts) >= _PARTS:
                 del self._parts[next(iter(self._parts))]
             self._parts[part.name] = heads.decode_part(data, what)
         return self._parts[part.name]
@@ -596,18 +597,19 @@ class ObjectStore(Store):
 
     async def _deliver(self, message: Message) -> Sent:
         draft = _Draft()
-        while True:
+        sent: Sent | None = None
+        while sent is None:
             cell = await self._living(message.key)
             if cell is None or not cell.head.columns.workflow:
                 sent = Sent.ABSENT
-                break
+                continue
             head, consumed = cell.head, self._remembered(cell.head)
             if message.id in head.letters or message.id in consumed:
                 sent = Sent.DUPLICATE
-                break
+                continue
             if head.columns.status in CLOSED:
                 sent = Sent.CLOSED
-                break
+                continue
             body, name = message.body, ""
             if len(body) > _LETTER:
                 folder = heads.folder_of(message.key)
@@ -677,40 +679,49 @@ class ObjectStore(Store):
             return []  # whoever takes what others may take back at once should beat first
         claims = await self._doubtful(worker)
         await self._send_for_the_dead()
-        candidates: list[tuple[int, str]] = []
-        dead: dict[str, Any] = {}
-        for folder in await self.backend.list("own"):
-            owner = folder.removesuffix("/")
-            if owner != heads.word(worker) and (found := await self._dead(owner, now)) is not None:
-                names = await self.backend.list(f"own/{owner}")
-                if not names:
-                    await self.backend.prune(f"own/{owner}")
-                dead[owner] = found
-                candidates += ((0, f"own/{owner}/{name}") for name in names)
+        dead = await self._owners_that_died(worker, now)
+        names = await self._due(queues, now)
+        for owner in dead:
+            names += [(0, f"own/{owner}/{name}") for name in await self.backend.list(f"own/{owner}")]
+        found: dict[Key, tuple[tuple[int, int, str], Head, bool]] = {}
+        for _, name in sorted(names):
+            if len(found) >= limit + _LOOK_AHEAD:
+                break
+            head = await self._marked(name)
+            if head is None or head.columns.queue not in queues:
+                continue
+            holder = head.columns.owner
+            if (holder is None or heads.word(holder) in dead) and claimable(
+                head.columns, len(head.letters), now, owner_dead=True
+            ):
+                order = (*claim_order(head.columns, head.number, now), head.key.id)
+                found[head.key] = (order, head, holder is not None)
+        wanted = sorted(found.values(), key=lambda one: one[0])[: max(0, limit - len(claims))]
+        return claims + await self._take(worker, wanted, dead)
+
+    async def _due(self, queues: Sequence[str], now: int) -> builtins.list[tuple[int, str]]:
+        """(time, mark) of what nobody owns and wants to be claimed."""
+        names = []
         for queue in dict.fromkeys(queues):
             folder = f"q/{heads.word(queue)}"
             for name in await self.backend.list(folder):
                 place = heads.split_mark(name)
                 if place is not None and place[0] <= now:
-                    candidates.append((place[0], f"{folder}/{name}"))
-        found_heads: dict[Key, tuple[tuple[int, int, str], Head, bool]] = {}
-        for _, name in sorted(candidates):
-            if len(found_heads) >= limit + _LOOK_AHEAD:
-                break
-            head = await self._marked(name)
-            if head is None or head.columns.queue not in queues:
-                continue
-            owner = head.columns.owner
-            if owner is not None and heads.word(owner) not in dead:
-                continue
-            if claimable(head.columns, len(head.letters), now, owner_dead=True):
-                order = (*claim_order(head.columns, head.number, now), head.key.id)
-                found_heads[head.key] = (order, head, owner is not None)
-        wanted = sorted(found_heads.values(), key=lambda one: one[0])[: max(0, limit - len(claims))]
-        return claims + await self._take(worker, wanted, dead)
+                    names.append((place[0], f"{folder}/{name}"))
+        return names
+
+    async def _owners_that_died(self, worker: str, now: int) -> dict[str, tuple[str, str]]:
+        """By word: workers that may own something and are dead, other than `worker`, each as `_dead` gives it."""
+        dead = {}
+        for folder in await self.backend.list("own"):
+            owner = folder.removesuffix("/")
+            if owner != heads.word(worker) and (found := await self._dead(owner, now)) is not None:
+                dead[owner] = found
+                await self.backend.prune(f"own/{owner}")  # where it has nothing any more
+        return dead
 
     async def _take(
-        self, worker: str, wanted: Sequence[tuple[Any, Head, bool]], dead: Mapping[str, tuple[str, str] | None]
+        self, worker: str, wanted: Sequence[tuple[Any, Head, bool]], dead: Mapping[str, tuple[str, str]]
     ) -> list[Claim]:
         """Claim each of these, as far as nobody else is faster."""
         removed: dict[str, bool] = {}
@@ -961,7 +972,7 @@ class ObjectStore(Store):
         rows = await self._matching(where)
         if after is not None:
             rows = [row for row in rows if row[0] > (-after[0], after[1].encode())]
-        page: list[Stored] = []
+        page: builtins.list[Stored] = []
         for _, key in rows[: limit + 1]:
             try:
                 cell = await self._read(key)
@@ -975,7 +986,7 @@ class ObjectStore(Store):
     async def count(self, where: Filter) -> int:
         return len(await self._matching(where))
 
-    async def _matching(self, where: Filter) -> list[tuple[tuple[int, bytes], Key]]:
+    async def _matching(self, where: Filter) -> builtins.list[tuple[tuple[int, bytes], Key]]:
         """What a listing by `where` shows, newest first."""
         rows = []
         async with aclosing(self._everything(where.tenant)) as everything:
