@@ -8,7 +8,7 @@ each folder. A folder whose own name is not safe takes all that is in it along.
 
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -87,17 +87,17 @@ class _File:
 class _Folder:
     safe: "dict[str, _File | _Folder]" = attrs.field(factory=dict)
     now: "dict[str, _File | _Folder]" = attrs.field(factory=dict)
-    pending: "list[tuple[str, _File | _Folder | None]]" = attrs.field(factory=list)
+    pending: "list[tuple[int, str, _File | _Folder | None]]" = attrs.field(factory=list)
 
-    def change(self, name: str, node: "_File | _Folder | None") -> None:
-        self.pending.append((name, node))
+    def change(self, age: int, name: str, node: "_File | _Folder | None") -> None:
+        self.pending.append((age, name, node))
         if node is None:
             self.now.pop(name, None)
         else:
             self.now[name] = node
 
 
-Kept = Mapping[int, bool]  # by the number of a pending change: whether it reached the disk
+Kept = Callable[[int], bool]  # whether the pending change of that age reached the disk
 
 
 class Disk:
@@ -105,6 +105,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.root = _Folder()
+        self._age = 0
 
     def _at(self, path: str) -> _Folder:
         folder: _File | _Folder = self.root
@@ -125,42 +126,46 @@ class Disk:
             folder.safe, folder.pending = dict(folder.now), []
             return
         parent, name = self._parent(operation.path)
+        self._age += 2
         if operation.kind == "write":
-            parent.change(name, _File(operation.data, operation.sync))
+            parent.change(self._age, name, _File(operation.data, operation.sync))
         elif operation.kind == "mkdir":
-            parent.change(name, _Folder())
+            parent.change(self._age, name, _Folder())
         elif operation.kind == "rename":
             target, other = self._parent(operation.other)
-            node = parent.now[name]
-            target.change(other, node)
-            parent.change(name, None)
+            target.change(self._age, other, parent.now[name])
+            parent.change(self._age - 1, name, None)
         else:
-            parent.change(name, None)
+            parent.change(self._age, name, None)
 
-    def states(self, chance: random.Random, more: int) -> Iterator[dict[str, bytes | None]]:
-        """Contents by path (None for a folder) that a loss of power may leave now: the telling ones, and some more."""
-        pending = sum(1 for _ in _pending(self.root))
-        numbers = range(pending)
-        yield from self._torn(dict.fromkeys(numbers, False), chance)
-        yield from self._torn(dict.fromkeys(numbers, True), chance)
-        for one in numbers:
-            yield from self._torn({n: n == one for n in numbers}, chance)
-            yield from self._torn({n: n != one for n in numbers}, chance)
-        for _ in range(more if pending > 1 else 0):
-            yield from self._torn({n: chance.random() < 0.5 for n in numbers}, chance)
+    def states(self, chance: random.Random, more: int, newest: int = 3) -> Iterator[dict[str, bytes | None]]:
+        """Contents by path (None for a folder) that a loss of power may leave now: the telling ones, and some more.
+
+        Args:
+            chance: Chooses.
+            more: How many are chosen by chance.
+            newest: Of how many of the last changes each is dropped, or kept, alone.
+        """
+        ages = [age for age, _ in sorted(_pending(self.root), key=lambda one: one[0])]
+        yield from self._torn(lambda _: False, chance)
+        yield from self._torn(lambda _: True, chance)
+        for one in ages[-newest:]:
+            yield from self._torn(lambda age, one=one: age == one, chance)  # type: ignore[misc]
+            yield from self._torn(lambda age, one=one: age != one, chance)  # type: ignore[misc]
+        for _ in range(more if len(ages) > 1 else 0):
+            yield from self._torn(lambda _: chance.random() < 0.5, chance)
 
     def _torn(self, kept: Kept, chance: random.Random) -> Iterator[dict[str, bytes | None]]:
         for how in ("whole", "empty", "torn"):
             state: dict[str, bytes | None] = {}
-            unsafe = _collect(self.root, "", iter(kept.values()), state, how, chance)
+            unsafe = _collect(self.root, "", kept, state, how, chance)
             yield state
             if not unsafe:
                 break  # there is nothing to tear
 
 
-def _pending(folder: _Folder) -> Iterator[tuple[str, object]]:
-    """In the order of `_collect`."""
-    yield from folder.pending
+def _pending(folder: _Folder) -> Iterator[tuple[int, object]]:
+    yield from ((age, node) for age, _, node in folder.pending)
     for _, node in _children(folder):
         if isinstance(node, _Folder):
             yield from _pending(node)
@@ -168,17 +173,17 @@ def _pending(folder: _Folder) -> Iterator[tuple[str, object]]:
 
 def _children(folder: _Folder) -> Sequence[tuple[str, _File | _Folder]]:
     """All that ever stood in the folder since its last sync, each once."""
-    seen = [*folder.safe.items(), *((name, node) for name, node in folder.pending if node is not None)]
+    seen = [*folder.safe.items(), *((name, node) for _, name, node in folder.pending if node is not None)]
     return list({id(node): (name, node) for name, node in seen}.values())
 
 
 def _collect(
-    folder: _Folder, prefix: str, kept: Iterator[bool], state: dict[str, bytes | None], how: str, chance: random.Random
+    folder: _Folder, prefix: str, kept: Kept, state: dict[str, bytes | None], how: str, chance: random.Random
 ) -> bool:
     """Fill in what the folder holds; whether some of it was never synced."""
     names = dict(folder.safe)
-    for name, node in folder.pending:
-        if next(kept):
+    for age, name, node in folder.pending:
+        if kept(age):
             if node is None:
                 names.pop(name, None)
             else:

@@ -20,8 +20,9 @@ from tests.store.settings import SECOND, START, Clock, blob, change, closed, col
 from wasman_host.store import DirectoryBackend, ObjectStore, Status, Stored, objects
 
 DAY = 86_400 * SECOND
+# All blobs but b1, which is dropped: it may be there for longer, named by nothing.
 KEYS = [key(name) for name in ("a", "b", "child", "peer")]
-RUNS = {"r1": ("b1", "b2", "b3"), "r2": ("b4",), "c": (), "p": (), "d": ("b5",)}
+RUNS = {"r1": ("b2", "b3"), "r2": ("b4",), "c": (), "p": (), "d": ("b5",)}
 Dump = tuple[Any, ...]
 
 
@@ -148,13 +149,14 @@ async def test_a_loss_of_power_leaves_the_old_state_or_the_new_one(tmp_path: Pat
         else:
             acknowledged = max(n for n, end in enumerate(ends) if end <= position)
             allowed = shown[acknowledged : acknowledged + 2]
-        for state in disk.states(chance, 3):
+        for state in disk.states(chance, 2):
             name = f"{digest(state)} {len(allowed)} {ends[0] > position}"
             if name in seen:
                 continue
             seen.add(name)
             checked += 1
             await check(tmp_path / "cut", state, allowed, operations[:position])
+    print(len(operations), checked)
     assert checked > 300
 
 
