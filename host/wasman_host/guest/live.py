@@ -34,6 +34,7 @@ _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
 _MAX_MEMORY = 4 * 1024**3  # what a module can address
 _MAX_PARTS = 8  # tables of a module
+_NO_TICK = 1 << 32  # epochs that never pass
 
 
 @frozen
@@ -127,7 +128,8 @@ class Guest:
         # than under a higher limit.
         capi.limit(self._store, _MAX_MEMORY, limits.table_elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
-        capi.set_epoch_deadline(self._context, 1)
+        # Constant expressions may be compiled to a function that looks at the epoch; every `resume` sets it anew.
+        capi.set_epoch_deadline(self._context, _NO_TICK)
         capi.yield_at_epoch(self._context, 1)
         self._instance = capi.Instance()
         future = capi.instantiate_async(
