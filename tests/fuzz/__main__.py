@@ -43,7 +43,9 @@ def part(kind: str, first: int, count: int) -> Report:
 
 def main() -> int:
     """Run what was asked for; 1 if something failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("kind", nargs="?", choices=list(KINDS))
     parser.add_argument("case", nargs="?", type=int)
     parser.add_argument("--count", type=int, default=100_000, help="cases in all")

@@ -94,9 +94,9 @@ def _flipped(seed: int, _folder: Path | None) -> Case:
     bases = _guests() if kind < 0.004 else _scripts() if kind < 0.7 else corpus()
     data = bytearray(chance.choice(bases))
     # Behind its types and imports more of what is changed stays a module.
-    begin = 0 if chance.random() < 0.2 else min(len(data) - 1, data.rfind(b"\x06memory\x02"))
+    begin = 0 if chance.random() < 0.2 else max(0, data.rfind(b"\x06memory\x02"))
     for _ in range(chance.choice([1, 1, 1, 1, 1, 2, 3, 8])):
-        at = chance.randrange(max(0, begin), len(data))
+        at = chance.randrange(min(begin, len(data) - 1), len(data))
         match chance.randrange(20):
             case 0:
                 del data[at : at + chance.randrange(1, 5)]
@@ -143,7 +143,11 @@ def interpreter(*, reentrant: bool) -> bytes:
     cases.append("(memory.fill (i32.const 65536) (i32.wrap_i64 (local.get $a0)) (i32.const 65536))")
     body = f"(block $b0 (br_table {' '.join(f'$b{n}' for n in range(len(cases)))} 0 (local.get $which)))"
     for number, wanted in enumerate(cases):
-        body = f"{body} {wanted} (return)" if number == len(cases) - 1 else f"(block $b{number + 1} {body} {wanted} (return))"
+        body = (
+            f"{body} {wanted} (return)"
+            if number == len(cases) - 1
+            else f"(block $b{number + 1} {body} {wanted} (return))"
+        )
     arguments = " ".join(f"(param $a{place} i64)" for place in range(9))
     loads = " ".join(f"(i64.load (i32.add (local.get $at) (i32.const {8 + 8 * place})))" for place in range(9))
     name, rest = struct.unpack("<qi", b"wasman.input")
@@ -204,8 +208,10 @@ def _stream(chance: random.Random) -> tuple[bytes, Sequence[int]]:
 
 
 def _write(chance: random.Random) -> tuple[bytes, Sequence[int]]:
-    vectors = [(_hostile(chance) if chance.random() < 0.2 else _PLACE, chance.choice([0, 1, 60, 5000, _hostile(chance)]))
-               for _ in range(chance.randrange(6))]  # fmt: skip
+    vectors = []
+    for _ in range(chance.randrange(6)):
+        pointer = _hostile(chance) if chance.random() < 0.2 else _PLACE
+        vectors.append((pointer, chance.choice([0, 1, 60, 5000, _hostile(chance)])))
     placed = b"".join(struct.pack("<II", pointer & 0xFFFFFFFF, length & 0xFFFFFFFF) for pointer, length in vectors)
     return placed, (chance.choice([0, 1, 1, 2, 3]), _PLACE, len(vectors), _PLACE + 200)
 
@@ -217,7 +223,9 @@ def _poll(chance: random.Random) -> tuple[bytes, Sequence[int]]:
         tag = chance.choice([0, 0, 1, 2, 3, 255])
         flags = chance.choice([0, 1])
         timeout = chance.choice([0, 1, 1000, 100_000, chance.getrandbits(64), 2**63, 2**64 - 1])
-        placed += struct.pack("<QBxxxxxxxIxxxxQQHxxxxxx", chance.getrandbits(64), tag, chance.randrange(4), timeout, 0, flags)
+        placed += struct.pack(
+            "<QBxxxxxxxIxxxxQQHxxxxxx", chance.getrandbits(64), tag, chance.randrange(4), timeout, 0, flags
+        )
     return placed, (_PLACE, chance.choice([_PLACE, _PLACE + 96, _END - 64]), count, _PLACE + 200)
 
 

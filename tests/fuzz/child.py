@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -101,7 +102,11 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
             if live is None and (stored.columns.status in CLOSED or stored.columns.status is Status.BLOCKED):
                 break
             asleep = stored.columns.status is Status.WAITING or (live is not None and live._until is not None)
-            if asleep and not ended and world.store.now() + 10**8 < (stored.columns.wake or (live and live._until) or 0):
+            if (
+                asleep
+                and not ended
+                and world.store.now() + 10**8 < (stored.columns.wake or (live and live._until) or 0)
+            ):
                 await control.terminate(world.store, key, "it sleeps for long")
                 ended = True
             await anyio.sleep(0.0005)
@@ -133,13 +138,22 @@ def tell(**said: Any) -> None:
     sys.stdout.flush()
 
 
+def seed_ids(seed: int) -> None:
+    """Make the run's id repeatable, of which its random bytes are drawn."""
+    chance = random.Random(seed)
+
+    def token_hex(nbytes: int | None = None) -> str:
+        return chance.randbytes(nbytes or 16).hex()
+
+    secrets.token_hex = token_hex
+
+
 async def main(kind: str, first: int, count: int, folder: Path | None) -> None:
     for begin in range(first, first + count, BATCH):
         async with world(begin) as present:
             for seed in range(begin, min(begin + BATCH, first + count)):
                 tell(begins=seed)
-                # Random bytes and times of the run aside, which its id is the seed of.
-                control.secrets.token_hex = lambda size, made=random.Random(seed): made.randbytes(size or 16).hex()  # type: ignore[assignment]
+                seed_ids(seed)
                 verdict = await run(present, kind, seed, folder)
                 tell(ended=seed, verdict=verdict, problems=memory.problems)
                 memory.problems.clear()

@@ -1,10 +1,10 @@
 """What host functions may do to a guest's memory, watched at every call.
 
 Memory is copied when a host function is called, and compared when its guest is about to go on, or is closed. What may
-be written, and what must lie inside of memory for a call to succeed, is said here once more, apart from the host's code.
+be written, and what must lie inside of memory for a call to succeed, is said here once more, apart from the host.
 
-A byte right behind the memory needs no watching: wasmtime reserves the whole address range of a memory, so that
-touching one ends the process.
+A byte behind the memory needs no watching: wasmtime reserves the whole address range of a memory, and touching what
+is not yet memory ends the process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,11 @@ __all__ = ["problems", "watch"]
 Range = tuple[int, int]  # pointer, length
 
 _LARGEST = 4 * 1024 * 1024  # bytes of memory that are still copied at every call
+
+
+def _nothing(*_args: int) -> Sequence[Range]:
+    return []
+
 
 # What a call may write, by its arguments.
 _WRITTEN: Mapping[str, Callable[..., Sequence[Range]]] = {
@@ -66,11 +71,11 @@ def _finish(guest: live.Guest, answer: int | None) -> None:
         return
     name = call.function.name
     after = guest.memory()
-    written = list(_WRITTEN.get(name, lambda *_: [])(*call.args))
+    written = list(_WRITTEN.get(name, _nothing)(*call.args))
     if answer is not None:
         wasi = call.function.module != abi_v0.MODULE
         succeeded = answer == 0 if wasi else answer >= 0
-        needed = written + list(_READ.get(name, lambda *_: [])(*call.args))
+        needed = written + list(_READ.get(name, _nothing)(*call.args))
         if succeeded and any(pointer + length > len(after) for pointer, length in needed):
             problems.append(f"{call} gave {answer}, and memory has {len(after):#x} bytes")
         if not wasi and written:
