@@ -159,6 +159,8 @@ def interpreter(*, reentrant: bool) -> bytes:
   {mark}
   (func $do (param $which i32) {arguments} {body})
   (func (export "run") (local $at i32)
+    (if (i32.eqz (global.get $done))
+      (then (memory.fill (i32.const 0) (i32.const 165) (i32.const {_END})))) (; so that zeros are seen ;)
     (loop $again
       (i64.store (i32.const {_NAME}) (i64.const {name}))
       (i32.store (i32.const {_NAME + 8}) (i32.const {rest}))
@@ -260,6 +262,8 @@ def records(chance: random.Random) -> bytes:
             args[: len(sensible)] = [_hostile(chance) if chance.random() < 0.12 else one for one in sensible]
         else:
             which = chance.randrange(len(FUNCTIONS))
+            if chance.random() < 0.5:
+                args[0] = chance.randrange(4)  # most often a file
             place = chance.choice([_PLACE, _PLACE, _END - len(placed), chance.randrange(_END - 112)])
             if which == _NUMBERS["proc_exit"] and chance.random() < 0.9:
                 which = _NUMBERS["sched_yield"]

@@ -31,7 +31,7 @@ from wasman_host.guest import module as modules
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.residents import Residency
-from wasman_host.store import CLOSED, Key, MemoryStore, Status, Store
+from wasman_host.store import CLOSED, Key, MemoryStore, SqliteStore, Status, Store
 
 BATCH = 50  # cases of one engine
 HANGS = 20.0  # seconds after which a case hangs: its guest's turns are far shorter
@@ -61,20 +61,22 @@ async def answer(call: ActivityCall) -> bytes:
 
 @contextlib.asynccontextmanager
 async def world(first: int) -> AsyncIterator[World]:
-    store = MemoryStore()
-    await store.open()
-    # In every other batch, a guest that waits gives its memory up and is taken up again by its log.
-    residency = Residency(memory=1) if first // BATCH % 2 else None
+    # In every other batch, a guest that waits gives its memory up and is taken up again by its log; half of these are on
+    # disk, where not all fits that a process can hold.
+    number = first // BATCH
+    residency = Residency(memory=1) if number % 2 else None
     fallback = ActivityDefinition("any", answer, Retry(initial_interval=0.0, maximum_attempts=2))
-    engine = Engine(store, {}, fallback=fallback, residency=residency)
     with tempfile.TemporaryDirectory(prefix="wasman-fuzz-") as folder:
+        store: Store = SqliteStore(Path(folder) / "store.db") if number % 4 == 3 else MemoryStore()
+        await store.open()
+        engine = Engine(store, {}, fallback=fallback, residency=residency)
         (Path(folder) / "in").write_bytes(random.Random(first).randbytes(100_000))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.run)
             await engine.serving.wait()
             yield World(store, engine, Path(folder))
             await engine.leave()
-    await store.close()
+        await store.close()
 
 
 async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
