@@ -4,12 +4,14 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Ledger, MemoryLab, answers
+from tests.lab import Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall, Retry
 from wasman_host.errors import ApplicationError
 from wasman_host.guest.memory import PAGE, maps
 from wasman_host.instance import Instance
 from wasman_host.machine import Proposal
+from wasman_host.residents import Residency
+from wasman_host.store import Status
 
 
 async def test_an_eviction_at_the_end_of_a_backoff_is_not_felt_inside_of_a_commit(
@@ -57,3 +59,12 @@ async def test_a_guest_that_was_never_restored_counts_as_the_pages_it_has_writte
             go_on.set()
             await lab.result()
     assert 0 < written <= 8 * PAGE  # of 1024
+
+
+async def test_a_guest_that_sleeps_for_ever_is_evicted_until_the_last_time_that_a_store_keeps(disk: SqliteLab) -> None:
+    await disk.start(wat.script(wat.sleep(2**64 - 1)))
+    async with disk.worker(residency=Residency(memory=1)):
+        found = await disk.until(Status.WAITING)
+        assert found.reason.startswith("nothing to do until 2262-")
+        await disk.terminate()
+        await disk.until(Status.TERMINATED)
