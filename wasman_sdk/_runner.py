@@ -6,7 +6,9 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import shutil
 import tempfile
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypedDict
@@ -121,7 +123,8 @@ class Runner:
             resources: Objects injected into them by their type.
             activity_handler: Called as `activity_handler(name, request)` for all other activities; gives bytes. Async,
                 or not: then in a thread.
-            retry: When a call of it is tried again; by default it is not.
+            retry: When a call of it is tried again after it has raised; by default it is not. One whose process has died
+                is called again in any case, at most 5 times by default.
             download_handler: Gives what the guest downloads: bytes, or an iterable of bytes, async or not. Called when
                 the guest first reads, and again where the run comes back after a crash: it must give the same bytes.
             upload_handler: Called when the run has completed with all that the guest has uploaded, if that is
@@ -149,7 +152,7 @@ class Runner:
         self._id = session_id
         self._given = list(arguments) if arguments else input
         self._activities, self._resources = tuple(activities), tuple(resources)
-        self._handler, self._retry = activity_handler, retry or RetryPolicy(maximum_attempts=1)
+        self._handler, self._retry = activity_handler, retry
         self._download, self._upload = download_handler, upload_handler
         self._session = session
         self._resume: Literal["replay", "checkpoint"] = resume
@@ -225,8 +228,7 @@ class Runner:
                 await self._hand_on(id_)
             finally:
                 if not self._keep_alive:
-                    with anyio.CancelScope(shield=True):
-                        await self._leave()
+                    await self._leave()
             return result
 
     def _forget(self) -> None:
@@ -254,22 +256,25 @@ class Runner:
         activities, fallback = self._answers(threads)
         engine = Engine(self._client.store, activities, streams=types, queues=(queue,), fallback=fallback)
         engine.checkpointed = self._checkpointed
-        self._working = anyio.CancelScope()
+        self._working = anyio.CancelScope(shield=True)
+        self._engine = engine
 
         async def work() -> None:
+            # Whoever is cancelled leaves in order first, so that nothing waits for a lease or counts as an attempt.
             with self._working:
                 await engine.run()
 
         self._tasks.start_soon(work, name="wasman runner")
         await engine.serving.wait()
         self._client.workers.append(engine)
-        self._engine = engine
 
     async def _leave(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            self._client.workers.remove(engine)
-            await engine.leave()
+            if engine in self._client.workers:
+                self._client.workers.remove(engine)
+            with anyio.CancelScope(shield=True):
+                await engine.leave()
 
     async def _has_none(self, name: str, _request: bytes) -> bytes:
         """The fallback of a runner without one: the call neither fails nor counts; it waits for one that has it."""
@@ -338,7 +343,7 @@ class Runner:
             message = f"{handle.id!r} has crashed at a checkpoint, as it was told to; run it again, and it goes on"
             raise SimulatedCrashError(message)
         message = (
-            f"the guest of {handle.id!r} calls activity {self._missing!r}, which this runner has not; run it again, with "
+            f"the guest of {handle.id!r} calls activity {self._missing!r}, which this runner has not; run it with "
             f"activities=[...] that have it, or with an activity_handler"
         )
         raise InvalidArgumentError(message)
@@ -510,7 +515,7 @@ class _Handlers(Session):
     upload: FileSink | None = None
 
 
-_folders: WeakKeyDictionary[Store, tempfile.TemporaryDirectory[str]] = WeakKeyDictionary()
+_folders: WeakKeyDictionary[Store, Path] = WeakKeyDictionary()
 
 
 def _folder_beside(store: Store) -> Path:
@@ -519,8 +524,9 @@ def _folder_beside(store: Store) -> Path:
         return Path(f"{store.path}-uploads")
     folder = _folders.get(store)
     if folder is None:
-        folder = _folders[store] = tempfile.TemporaryDirectory(prefix="wasman-uploads-")
-    return Path(folder.name)
+        folder = _folders[store] = Path(tempfile.mkdtemp(prefix="wasman-uploads-"))
+        weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 async def _called(call: Callable[[], Any], handler: object) -> Any:
