@@ -5,6 +5,7 @@
 #   make check    the static checks
 #   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make faults   a run disturbed at every operation of its store, and its rescuer as well
+#   make leaks    10,000 cycles of restore and eviction
 #   make soak     workers killed 200 times (SEED=... repeats one)
 #   make bench    the figures
 #   make format   what the formatter and the linter can mend by themselves
@@ -35,7 +36,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak bench format guests lock clean env
+.PHONY: help demo test check mutants faults leaks soak bench format guests lock clean env
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +89,9 @@ mutants: env
 
 faults: env
 	WASMAN_FAULTS=1 $(VENV)/bin/python -m pytest -q -s tests/faults -k "whatever_fails or rescuer"
+
+leaks: env
+	WASMAN_LEAKS=1 $(VENV)/bin/python -m pytest -q tests/engine/test_eviction.py -k "leak_nothing and asyncio"
 
 soak: env
 	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
