@@ -97,6 +97,7 @@ soak: env
 	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
 
 leaks: env
+	WASMAN_LEAKS=1 $(VENV)/bin/python -m pytest -q tests/engine/test_eviction.py -k "leak_nothing and asyncio"
 	WASMAN_LEAK_CYCLES=10000 $(VENV)/bin/python -m pytest -q tests/engine/test_memory.py -k leaks
 
 fuzz: env
