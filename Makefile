@@ -64,6 +64,8 @@ else
 	$(VENV)/bin/python tools/build_guests.py --check
 endif
 	$(VENV)/bin/python -m pytest
+	@echo "and what restores memories, where pages are compared instead of mapped:"
+	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
 	@set -e; \
 	pythons=$$($(SETUP) --each); \
 	for python in $$pythons; do \
