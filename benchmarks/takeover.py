@@ -119,7 +119,8 @@ def _figure(folder: Path, *, kill: bool) -> Figure:
         bound=f"{_BOUND:g} s",
         holds=max(times) <= _BOUND,
         note=f"{_ROUNDS} rounds on SQLite, the spread is all of them; v0 guests in the middle of a call, which "
-        f"are replayed; every result is checked, all were there after {statistics.median(done for _, done in rounds):.2f} s",
+        f"are replayed; every result is checked, all were there after "
+        f"{statistics.median(done for _, done in rounds):.2f} s",
     )
 
 

@@ -25,6 +25,7 @@
     │       └── SourceChangedError            ... because the source is no longer what it was at the start
     ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
     ├── ApplicationError                      raised by activities: a failure with a type and details
+    ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
         ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
         └── StoreSchemaError                  the store was made by another version of wasman, or by another program
@@ -56,6 +57,7 @@ __all__ = [
     "ModuleError",
     "NondeterminismError",
     "RunEndedError",
+    "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
     "StoreSchemaError",
@@ -258,6 +260,10 @@ class ApplicationError(WasmanError):
         self.type = type or self.__class__.__name__
         self.details = details
         self.non_retryable = non_retryable
+
+
+class SimulatedCrashError(WasmanError):
+    """A `TestRunner` has crashed where it was told to; the next runner goes on from what was durable."""
 
 
 class StoreError(WasmanError):

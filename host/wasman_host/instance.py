@@ -673,7 +673,10 @@ class Instance:
                     )
                 return moved
             case abi_v0.Checkpoint():
+                replaying = self.machine.replaying
                 await self._checkpoint(guest)
+                if self._engine.checkpointed is not None and not replaying:
+                    await self._engine.checkpointed(self)
                 return 0
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)

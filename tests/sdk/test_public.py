@@ -8,8 +8,9 @@ from wasman_sdk import errors
 
 EXPECTED = {
     "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
-    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Session", "Sink", "Source", "SyncEngine", "Worker",
-    "Workflow", "WorkflowDescription", "WorkflowHandle", "activity", "errors", "module_digest",
+    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
+    "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
+    "WorkflowHandle", "activity", "errors", "module_digest",
 }  # fmt: skip
 
 
