@@ -407,6 +407,28 @@ def test_an_image_is_not_used_again_while_it_lies_under_a_guest(way: str) -> Non
     del others
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+def test_images_leave_descriptors_to_others(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    del way
+    monkeypatch.setattr(memory, "_DESCRIPTORS", 4)
+    _, before, _ = footprint()
+    size = 2 * 65536
+    images = [image_of(size, [(PAGE, bytes([number]) * PAGE)]) for number in range(20)]
+    guests = []
+    for number in [*range(20), *range(20)]:
+        guest = Guest(WORKING, World(b""), LIMITS)
+        guest.lay(images[number])
+        guests.append(guest)
+    _, now, _ = footprint()
+    assert now - before <= 4
+    for number, guest in enumerate(guests):
+        assert bytes(guest.memory()) == bytes(PAGE) + bytes([number % 20]) * PAGE + bytes(size - 2 * PAGE)
+        assert images[number % 20].view == guest.memory()
+        guest.close()
+    del images
+    monkeypatch.undo()
+
+
 def test_a_view_of_a_guest_that_is_gone_never_shows_another(way: str) -> None:
     del way
     linear._ranges._free.clear()
