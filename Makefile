@@ -6,6 +6,7 @@
 #   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make faults   a run disturbed at every operation of its store, and its rescuer as well
 #   make soak     workers killed 200 times (SEED=... repeats one)
+#   make leaks    10,000 guests restored, grown, kept and evicted: nothing is left behind
 #   make fuzz     100,000 hostile guests (COUNT=..., SEED=...)
 #   make bench    the figures
 #   make bench-peers  DBOS and Restate beside wasman (fetches them; about 5 minutes)
@@ -38,7 +39,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak fuzz fuzz-corpus bench bench-peers format guests lock clean env
+.PHONY: help demo test check mutants faults soak bench bench-peers format guests lock clean env leaks fuzz fuzz-corpus
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,6 +64,8 @@ else
 	$(VENV)/bin/python tools/build_guests.py --check
 endif
 	$(VENV)/bin/python -m pytest
+	@echo "and what restores memories, where pages are compared instead of mapped:"
+	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
 	@set -e; \
 	pythons=$$($(SETUP) --each); \
 	for python in $$pythons; do \
@@ -94,6 +97,10 @@ faults: env
 
 soak: env
 	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
+
+leaks: env
+	WASMAN_LEAKS=1 $(VENV)/bin/python -m pytest -q tests/engine/test_eviction.py -k "leak_nothing and asyncio"
+	WASMAN_LEAK_CYCLES=10000 $(VENV)/bin/python -m pytest -q tests/engine/test_memory.py -k leaks
 
 fuzz: env
 	$(VENV)/bin/python -m tests.fuzz $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))

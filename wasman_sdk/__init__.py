@@ -6,7 +6,9 @@ from wasman_sdk import errors
 from wasman_sdk._activity import ActivityInfo, activity
 from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
+from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
@@ -18,15 +20,22 @@ __all__ = [
     "ChannelSink",
     "ChannelSource",
     "Client",
+    "Engine",
     "FileSink",
     "FileSource",
     "HistoryEvent",
     "Limits",
     "PendingActivity",
     "RetryPolicy",
+    "Runner",
+    "RunnerOptions",
     "Session",
     "Sink",
     "Source",
+    "SyncEngine",
+    "SyncRunner",
+    "SyncTestRunner",
+    "TestRunner",
     "Worker",
     "Workflow",
     "WorkflowDescription",
