@@ -1,7 +1,7 @@
-"""The least that a durable step costs in Python: SQLite, full sync, one commit a turn of asyncio's loop; no wasm, no SDK.
+"""The least that a durable step costs in Python: SQLite, full sync, one commit a turn of the loop; no wasm, no SDK.
 
-A step is a compare-and-swap of the instance's row and an entry of the log; what one turn of the loop has gathered shares
-a transaction. What wasman's figures are held against: the same disk, the same minute.
+A step is a compare-and-swap of the instance's row and an entry of the log; what one turn of asyncio's loop has gathered
+shares a transaction. What wasman's figures are held against: the same disk, the same minute.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -58,7 +59,7 @@ async def _within(folder: Path) -> tuple[list[float], list[float]]:
 
 def _median_gap(start: int) -> float:
     window = _moments[start - 1 : start + _WINDOW]
-    return statistics.median(after - before for before, after in zip(window, window[1:], strict=False))
+    return statistics.median(after - before for before, after in pairwise(window))
 
 
 async def _finish(client: Client, count: int) -> None:
@@ -104,7 +105,7 @@ def _multiply(path: Path, count: int) -> None:
 
 
 async def _beside(folder: Path) -> tuple[list[float], list[float], float]:
-    """Seconds a call, start and result included, in a store with few and with many finished; and what making them took."""
+    """Seconds a call with few and with many finished, start and result included; and what making those took."""
     workflow = Workflow("calling", int, int, module=calling())
     begin = time.perf_counter()
     for count, name in ((_FEW, "few"), (_REAL, "many")):
@@ -162,8 +163,8 @@ def measure() -> list[Figure]:
             f"cost of a call with {_FINISHED:,} finished workflows in the store against {_FEW}",
             few,
             many,
-            f"{_ROUNDS} rounds of {_EACH} workflows of {_STEPS} calls one by one in each of two SQLite stores, start and "
-            f"result included; {_REAL:,} of the finished ones were run, the others are copies of their rows; making them "
-            f"took {made:.0f} s",
+            f"{_ROUNDS} rounds of {_EACH} workflows of {_STEPS} calls one by one in each of two SQLite stores, start "
+            f"and result included; {_REAL:,} of the finished ones were run, the others are copies of their rows; "
+            f"making them took {made:.0f} s",
         ),
     ]

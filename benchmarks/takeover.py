@@ -1,7 +1,7 @@
 """A worker is killed with 1,000 instances in flight: how long until another one has resumed all of them.
 
-Twice: by kill -9, which others see at once by the lock that the kernel lets go, and by SIGSTOP, where they must wait for
-its lease to end. The clock starts at the kill, and at the end of the lease.
+Twice: by kill -9, which others see at once by the lock that the kernel lets go, and by SIGSTOP, where they must wait
+for its lease to end. The clock starts at the kill, and at the end of the lease.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def _round(folder: Path, *, kill: bool) -> tuple[float, float]:
     path = folder / f"takeover-{time.monotonic_ns()}.db"
     url = f"sqlite:///{path}"
     command = [sys.executable, "-m", __name__, url]
-    victim = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    victim = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220  nothing else runs yet
     assert victim.stdout is not None, "piped"
     try:
         if victim.stdout.readline() != "all in flight\n":
@@ -118,8 +118,9 @@ def _figure(folder: Path, *, kill: bool) -> Figure:
         ratio="",
         bound=f"{_BOUND:g} s",
         holds=max(times) <= _BOUND,
-        note=f"{_ROUNDS} rounds on SQLite, the spread is all of them; v0 guests in the middle of a call, which are replayed; "
-        f"every result is checked, and all were there after {statistics.median(done for _, done in rounds):.2f} s",
+        note=f"{_ROUNDS} rounds on SQLite, the spread is all of them; v0 guests in the middle of a call, which "
+        f"are replayed; every result is checked, all were there after "
+        f"{statistics.median(done for _, done in rounds):.2f} s",
     )
 
 

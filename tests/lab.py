@@ -39,6 +39,7 @@ __all__ = [
     "COMPILED",
     "Cell",
     "Dying",
+    "Handler",
     "Lab",
     "Ledger",
     "MemoryLab",

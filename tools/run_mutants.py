@@ -3,8 +3,8 @@
     python tools/run_mutants.py [R04 ...]
 
 A mutant is a unified diff in tests/defects/mutants, named after its defect: R05a.patch must make a test fail whose name
-begins with test_r05a. It is applied to a copy of the tree, so nothing here changes. Before that the tests must pass on
-the copy as it is.
+begins with test_r05a, and so must R05a-anything.patch; P01 is a sync that is left out. It is applied to a copy of the
+tree, so nothing here changes. Before that the tests must pass on the copy as it is.
 
 Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
 """
@@ -40,7 +40,7 @@ def main() -> int:
             if not problem:
                 problem, caught = _noticed(copy, name)
             shutil.rmtree(copy)
-            print(f"{name:5} {problem or caught}", flush=True)
+            print(f"{name:10} {problem or caught}", flush=True)
             if problem:
                 problems[name] = problem
     missing = {f"R{n:02}" for n in range(1, 14)} - {name[:3] for name in chosen}
@@ -82,13 +82,14 @@ def _unapplied(copy: Path, name: str) -> str:
 
 def _noticed(copy: Path, name: str) -> tuple[str, str]:
     """What is wrong with the tests' answer to the mutant, "" where they fail as they should; and how they fail."""
+    test = f"test_{name.partition('-')[0].lower()}"
     try:
-        done = _test(copy, f"test_{name.lower()}")
+        done = _test(copy, test)
     except subprocess.TimeoutExpired:
         return f"hangs: no answer in {PATIENCE} s", ""
     if done.returncode == 0:
         return "SURVIVES: no test noticed it", ""
-    failed = re.search(rf"^FAILED \S+::(test_{name.lower()}\w*)", done.stdout, re.MULTILINE)
+    failed = re.search(rf"^FAILED \S+::({test}\w*)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:
         return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", ""
     error = re.search(r"^(?:E|[ |]*\|) +(.*(?:Error|assert|Cancelled)\b.*)", done.stdout, re.MULTILINE)

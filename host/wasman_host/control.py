@@ -432,7 +432,7 @@ async def load_payload(store: Store, stored: Stored, payload: Payload) -> Payloa
     if payload.data is not None:
         return payload
     address = Address(stored.key.tenant, stored.key.id, stored.run, "payload", payload.blob)
-    return payload.with_data(unseal(address, await store.blob(stored.run, payload.blob)))
+    return payload.with_data(unseal(address, await store.blob(stored.run, payload.blob), at_most=payload.size))
 
 
 async def terminate(store: Store, key: Key, reason: str, run: str | None = None, message_id: str | None = None) -> None:

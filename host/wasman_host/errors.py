@@ -16,8 +16,9 @@
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
-    │   ├── GuestTimeoutError                 one turn of the guest used more processor time than it may
-    │   ├── GuestLimitError                   memory, stack or another limit of the instance was reached
+    │   ├── LimitError                        the instance reached one of its `Limits`; it goes on under a higher one
+    │   │   ├── GuestTimeoutError             ... one turn of the guest used more processor time than it may
+    │   │   └── GuestLimitError               ... memory, tables, stack, stored bytes, a request or a response
     │   ├── InputMismatchError                the guest's entry takes other integers than the run was given
     │   ├── UnsupportedStateError             the state was written by a newer wasman
     │   └── StreamError                       a source or sink cannot be used
@@ -52,6 +53,7 @@ __all__ = [
     "InputMismatchError",
     "InvalidArgumentError",
     "InvalidModuleError",
+    "LimitError",
     "ModuleError",
     "NondeterminismError",
     "RunEndedError",
@@ -195,11 +197,23 @@ class CorruptSnapshotError(BlockedError):
     """Stored bytes of an instance are missing, damaged, or not where they belong."""
 
 
-class GuestTimeoutError(BlockedError):
+class LimitError(BlockedError):
+    """An instance reached one of its limits, and goes on under a higher one.
+
+    Attributes:
+        limit: Which one, as `Limits` names it.
+    """
+
+    def __init__(self, message: str, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class GuestTimeoutError(LimitError):
     """One turn of the guest used more processor time than the instance may."""
 
 
-class GuestLimitError(BlockedError):
+class GuestLimitError(LimitError):
     """The guest reached a limit of its instance, such as memory or stack."""
 
 

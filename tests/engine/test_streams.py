@@ -55,7 +55,8 @@ class Endless(Source):
         self.left = 60_000
 
     async def read_into(self, offset: int, view: memoryview) -> int:
-        raise AssertionError("it is always ready")
+        message = f"{len(view)} bytes at {offset} are always ready"
+        raise AssertionError(message)
 
     def read_now(self, offset: int, view: memoryview) -> int:
         del offset

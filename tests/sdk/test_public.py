@@ -8,8 +8,8 @@ from wasman_sdk import errors
 
 EXPECTED = {
     "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
-    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "SyncEngine", "SyncRunner",
-    "SyncTestRunner", "TestRunner", "Session", "Sink", "Source", "Worker", "Workflow", "WorkflowDescription",
+    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
+    "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
     "WorkflowHandle", "activity", "errors", "module_digest",
 }  # fmt: skip
 

@@ -13,12 +13,13 @@ from wasmtime import InstancePre, Linker, Module, WasmtimeError
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import abi_v0, capi, wasi
-from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, parse
+from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, initial_data, parse
 from wasman_host.guest.cache import Entry, code_cache
 from wasman_host.guest.engine import GuestEngine, engine, engine_of, snapshot_engine
 from wasman_host.guest.imports import linker_of
 from wasman_host.guest.limits import STACK
 from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
+from wasman_host.guest.memory import Image, image_of
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class GuestModule:
         snapshots: "" where memory and globals are all of its state, else why they are not.
         reentrant: Whether it declares that its entry may be called anew over its old memory.
         exports: Exported functions, the one that was a start section included.
+        initial: What its memory holds before any code of it runs; None where only instantiating it tells.
     """
 
     digest: str
@@ -155,6 +157,7 @@ class GuestModule:
     snapshots: str
     reentrant: bool
     exports: Mapping[str, Function] = field(repr=False)
+    initial: Image | None = field(repr=False)
     _compiled: Module = field(repr=False)
     _prepared: dict[GuestEngine, tuple[InstancePre, ctypes.c_void_p]] = field(factory=dict, repr=False)
 
@@ -209,12 +212,14 @@ def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> Gu
         cache.store(sha256, Entry({"binary": binary.to_json(), "snapshots": snapshots}, bytes(compiled.serialize())))
     else:
         binary, snapshots, compiled = found
+    initially = initial_data(data)
     module = GuestModule(
         digest=sha256,
         binary=binary,
         snapshots=snapshots,
         reentrant=_REENTRANT in binary.functions,
         exports={**binary.functions, START_EXPORT: Function((), ())},
+        initial=None if initially is None else image_of(*initially),
         compiled=compiled,
     )
     module.prepared(STACK)
@@ -281,12 +286,12 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
             if guest.world.wanted_host:
                 break  # it needs a run to call the host, whatever has become of it without
             if isinstance(ended, Exceeded):
-                used = f" ({ended.used:,} bytes)" if ended.used else ""
+                used = f" ({ended.used:,})" if ended.used else ""
                 message = (
                     f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}{used}; raise the limit, "
                     f"then unblock\n{ended.backtrace}"
                 )
-                raise GuestLimitError(message)
+                raise GuestLimitError(message, ended.limit)
             if isinstance(ended, Trapped):
                 message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
                 raise InvalidModuleError(message)
