@@ -1,4 +1,4 @@
-"""What is particular to the store in a folder: its files, its locks, damage to them, and what a killed process leaves."""
+"""What is particular to the store in a folder: files, locks, damage to them, and what a killed process leaves."""
 
 import fcntl
 import gzip
@@ -75,6 +75,10 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.startswith(("locks/", "workers/"))}
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def only(folder: Path, pattern: str) -> Path:
     [path] = folder.glob(pattern)
     return path
@@ -94,7 +98,7 @@ async def test_only_this_user_reads_it(tmp_path: Path) -> None:
 async def test_a_folder_of_another_program_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     await fails_to_open(tmp_path, StoreSchemaError, r"another program \(letter.txt is in it\)")
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert names_in(tmp_path) == ["letter.txt"]
 
 
 async def test_another_format_is_not_touched(tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ async def test_any_id_is_a_file_of_its_own(tmp_path: Path, name: str) -> None:
         for one in dict.fromkeys(names):
             assert await store.read(f"run {one}") == [(0, one.encode())]
             assert [letter.body for letter in await store.mail(key(one))] == [bytes(10_000)]
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert names_in(tmp_path) == ["store"]
 
 
 async def test_a_deletion_leaves_no_file(tmp_path: Path) -> None:
@@ -311,7 +315,7 @@ async def test_a_damaged_record_names_its_instance_and_hurts_no_other(tmp_path: 
             lambda: store.send(message("bad", "m")),
         ):
             with pytest.raises(CorruptSnapshotError, match=r"the instance bad .*(restore it|missing)"):
-                await call()  # type: ignore[operator]
+                await call()
         with pytest.raises(CorruptSnapshotError, match="the instance bad"):
             await store.commit([change("good", ("good", 1), columns=columns(wake=START)), change("bad", ("bad", 1))])
         assert path.exists() == (wrong is not None)

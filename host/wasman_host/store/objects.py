@@ -783,7 +783,7 @@ class ObjectStore(Store):
         win, so its objects stay. Mail stays as well: its names tell no version.
         """
         folder = heads.folder_of(head.key)
-        names = {}
+        names: dict[str, None] = {}
         for name in await self.backend.list(folder, head.life):
             kind, _, version = name.removeprefix(f"{head.life}-").partition("-")
             if kind in {"b", "l", "r"} and int(version.partition("-")[0], 16) < head.version:
