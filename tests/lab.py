@@ -44,6 +44,7 @@ __all__ = [
     "DirectoryLab",
     "DiskLab",
     "Dying",
+    "Handler",
     "Lab",
     "Ledger",
     "MemoryLab",

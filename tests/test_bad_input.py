@@ -222,7 +222,8 @@ async def test_an_activity_that_returns_too_much(client: Client) -> None:
         reason = await blocked(handle)
     assert reason == (
         "activity 'huge' returned 100,000,000 bytes and the guest of w may be given 16,777,216; raise the limit and "
-        "unblock: it will be called again, under the same key"
+        "unblock: it will be called again, under the same key "
+        "(wasman unblock w --response BYTES)"
     )
 
 

@@ -32,7 +32,7 @@ from attrs import asdict, frozen
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
-from wasman_host.guest.limits import MAX_STACK, STACK_STEP
+from wasman_host.guest.limits import MAX_STACK, MAX_TABLE, STACK_STEP
 from wasman_host.store import DirectoryBackend, MemoryStore, ObjectStore, SqliteStore, open_store
 from wasman_host.store.protocol import Key, Status
 from wasman_sdk import (
@@ -600,7 +600,7 @@ def terminate(id_: str, reason: str, store: str | None, tenant: str) -> None:
 @_wasman.command()
 @click.argument("id_", metavar="ID")
 @click.option("--memory", type=click.IntRange(min=65536), help="Bytes of linear memory from now on.")
-@click.option("--table-elements", type=click.IntRange(min=1), help="Elements of each of its tables from now on.")
+@click.option("--table-elements", type=click.IntRange(1, MAX_TABLE), help="Elements of each of its tables from now on.")
 @click.option("--stack", type=click.IntRange(STACK_STEP, MAX_STACK), help="Bytes its calls may nest from now on.")
 @click.option(
     "--turn-seconds",

@@ -107,13 +107,13 @@ class Calls:
                 f"the guest of {self._run.key} sends activity {call.name!r} a request of {len(call.request):,} bytes "
                 f"and may send {limits.request:,}; raise the limit and unblock, or terminate it"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "request")
         if machine.tail.stored > limits.stored:
             message = (
                 f"{self._run.key} has {machine.tail.stored:,} bytes stored and may have {limits.stored:,}; raise the "
                 f"limit and unblock, or terminate it"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "stored")
 
     async def replayed(self, number: int) -> Delivery | None:
         """The logged answer to operation `number`, if there is one."""
@@ -174,7 +174,7 @@ class Calls:
                 f"activity {call.name!r} returned {len(response):,} bytes and the guest of {self._run.key} may be "
                 f"given {limit:,}; raise the limit and unblock: it will be called again, under the same key"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "response")
 
     async def _attempt(self, definition: ActivityDefinition, number: int, attempt: int, call: abi_v0.Call) -> bytes:
         run, machine = self._run, self._run.machine

@@ -143,6 +143,9 @@ class Adopter(Protocol):
     def adopt(self, stored: Stored, created: Proposal) -> None:
         """Begin it: it was created, owned by what `adopts` gave."""
 
+    def abandon(self, key: Key) -> None:
+        """It may have been created, owned by what `adopts` gave, and nobody will begin it."""
+
 
 def validated_id(id_: str) -> str:
     """`id_`, if it can name an instance.
@@ -307,7 +310,12 @@ async def start(
         entries=proposal.entries,
         blobs=proposal.blobs,
     )
-    [outcome] = await store.commit([change])
+    try:
+        [outcome] = await store.commit([change])
+    except BaseException:  # such as a caller that waits no longer
+        if worker is not None:
+            worker.abandon(key)
+        raise
     if isinstance(outcome, Won) and worker is not None:
         assert change.record is not None
         assert change.columns is not None
@@ -424,7 +432,7 @@ async def load_payload(store: Store, stored: Stored, payload: Payload) -> Payloa
     if payload.data is not None:
         return payload
     address = Address(stored.key.tenant, stored.key.id, stored.run, "payload", payload.blob)
-    return payload.with_data(unseal(address, await store.blob(stored.run, payload.blob)))
+    return payload.with_data(unseal(address, await store.blob(stored.run, payload.blob), at_most=payload.size))
 
 
 async def terminate(store: Store, key: Key, reason: str, run: str | None = None, message_id: str | None = None) -> None:

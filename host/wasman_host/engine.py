@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
+from wasman_host.channels import local_types
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
@@ -27,10 +28,9 @@ from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
 from wasman_host.store.protocol import Change, Claim, Status
-from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -62,6 +62,7 @@ class Engine:
         residents: The guests in memory.
         images: Snapshots that this process holds.
         worker: This worker's id; a new one after a lost lease.
+        checkpointed: Called when a guest that is not repeating its past has asked for a checkpoint, and it is made.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Engine:
         Args:
             store: An open store.
             activities: Handlers by name.
-            streams: Types of sources and sinks; files by default.
+            streams: Types of sources and sinks; files and channels by default.
             queues: Task queues to serve.
             max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
@@ -92,11 +93,12 @@ class Engine:
         """
         self.store = store
         self.activities = activities
-        self.streams = streams or file_types()
+        self.streams = streams or local_types()
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()
         self.worker = _worker_id()
+        self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
         self._fallback = fallback
         self._queues = tuple(queues)
         self._max = max_instances
@@ -199,7 +201,7 @@ class Engine:
                 while self._live:
                     await anyio.sleep(0.005)
                 tasks.cancel_scope.cancel()
-            await self.store.leave(self.worker)
+            await self._leave(self.worker)
         finally:
             self._tasks = None
             self._left.set()
@@ -230,10 +232,13 @@ class Engine:
         """The lease ran out, so what was live here was dropped: a prolonged lease would keep it from everybody."""
         late = self.worker
         self._lose()
+        await self._leave(late)
+
+    async def _leave(self, worker: str) -> None:
         try:
-            await self.store.leave(late)
+            await self.store.leave(worker)
         except StoreUnavailableError:
-            logger.warning("worker %s cannot tell its store that it has ended; its lease there ends by itself", late)
+            logger.warning("worker %s cannot tell its store that it has ended; its lease there ends by itself", worker)
 
     def _lose(self) -> None:
         logger.warning("worker %s has lost its lease; it drops what it holds and comes back anew", self.worker)
@@ -267,6 +272,11 @@ class Engine:
                 logger.warning("worker %s waits for its store: %s", self.worker, error)
                 await anyio.sleep(_POLL)
 
+    def serve(self, queue: str) -> None:
+        """Claim instances of this queue as well from now on."""
+        if queue not in self._queues:
+            self._queues = (*self._queues, queue)
+
     def adopts(self, queue: str) -> str | None:
         """The owner to create an instance of `queue` with, so that it begins here at once; None where it may not."""
         ready = self.lease_is_valid and self._tasks is not None and not self._leaving.is_set()
@@ -278,6 +288,10 @@ class Engine:
             self._orphans.add(stored.key)  # this worker left, or lost its lease, while the instance was created
         else:
             self._begin(self._tasks, Claim(stored, takeover=False), created)
+
+    def abandon(self, key: Key) -> None:
+        """Nobody knows whether an instance was created that this worker would own: if it was, it is handed back."""
+        self._orphans.add(key)
 
     def _begin(self, tasks: TaskGroup, claim: Claim, created: Proposal | None = None) -> None:
         if claim.takeover:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from typing import TYPE_CHECKING, assert_never
+import shlex
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +31,7 @@ from wasman_host.errors import (
     GuestLimitError,
     GuestTimeoutError,
     InputMismatchError,
+    LimitError,
     ModuleError,
     StoreUnavailableError,
     UnsupportedStateError,
@@ -45,7 +47,7 @@ from wasman_host.machine import Machine, Proposal, Terminating
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Tail, decode_tail, encode_tail, open_entries
 from wasman_host.payload import Payload
 from wasman_host.record import Pinned, Record, decode_record, encode_record
-from wasman_host.seal import Address, digest_of, seal, unseal
+from wasman_host.seal import Address, TooLargeError, digest_of, seal, unseal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.snapshot import Delta, decode_delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
@@ -184,6 +186,7 @@ class Instance:
         self._handing_back: int | None = None  # until when nothing happens
         self._waits = False
         self._until: int | None = None
+        self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
         self.owns = True
         self.guest: Guest | None = None
         self._calls = Calls(self)
@@ -289,23 +292,11 @@ class Instance:
             return
 
     async def _live(self) -> None:
-        created = self._created
         try:
-            if created is not None and created.record is not None:
-                record, tail = created.record, created.tail
-            else:
-                record, tail = open_record(self._stored), open_tail(self._stored)
+            self.machine = self._opened()
         except BlockedError as error:
             await self._stand_unread(error)
             return
-        self.machine = Machine(
-            self.key.tenant,
-            self.key.id,
-            record,
-            tail,
-            self._stored.columns.takeovers,
-            deflate=self._store.deflates,
-        )
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
@@ -326,6 +317,18 @@ class Instance:
             )
         if self.owns and self._interrupted:
             await self._interrupted_by()
+
+    def _opened(self) -> Machine:
+        # A function of its own: what it holds besides would be kept by the frame of `_live` for as long as it waits.
+        created = self._created
+        if created is not None and created.record is not None:
+            record, tail = created.record, created.tail
+        else:
+            record, tail = open_record(self._stored), open_tail(self._stored)
+        columns = self._stored.columns
+        # Whatever makes this instance open it again reads it from the store again.
+        self._stored = evolve(self._stored, record=b"", tail=b"")
+        return Machine(self.key.tenant, self.key.id, record, tail, columns.takeovers, deflate=self._store.deflates)
 
     @property
     def _interrupted(self) -> bool:
@@ -399,11 +402,18 @@ class Instance:
         snapshot = record.snapshot if self._reentrant else None
         first, entries = await self._past(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
         world = World(f"wasman run {self.run}".encode(), output=self._output)
-        guest = self.guest = Guest(module, world, pinned.limits.guest)
+        restored = None if snapshot is None else await self._restored(snapshot.deltas)
+        initialised = self._origin is not None and bool(module.initialisers(self._entry))
+        image = None
+        if restored is not None:
+            image = restored.image
+        elif self._origin is not None and (initialised or self._reentrant):
+            image = self._origin.image
+        guest = self.guest = Guest(module, world, pinned.limits.guest, image)
+        guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
-        if snapshot is not None:
-            restored = await self._restored(snapshot.deltas)
+        if restored is not None:
             machine.remember(first, restored.state, entries)
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
@@ -412,7 +422,7 @@ class Instance:
             await self._load_kept()
         else:
             machine.remember(first, None, entries)
-            if self._origin is not None and module.initialisers(self._entry):
+            if self._origin is not None and initialised:
                 guest.restore(self._origin.image, self._origin.globals)
                 self._baseline = Baseline(self._origin.image)
             elif self._reentrant:
@@ -420,8 +430,20 @@ class Instance:
                 guest.lay(self._origin.image)
                 self._baseline = Baseline(self._origin.image)
         world.time = machine.time
+        await self._load_given()
+
+    async def _load_given(self) -> None:
+        """Read what the run was started with, as far as it is not here yet."""
+        machine, pinned = self.machine, self.machine.pinned
         machine.input = machine.input and await self.loaded(machine.input)
         machine.session = machine.session and await self.loaded(machine.session)
+        for name, given in (("input", machine.input), ("session", machine.session)):
+            if given is not None and given.size > pinned.limits.response:
+                message = (
+                    f"the {name} of {self.key} has {given.size:,} bytes and its guest may be given "
+                    f"{pinned.limits.response:,}; raise the limit and unblock, or terminate it"
+                )
+                raise GuestLimitError(message, "response")
 
     async def _past(self, start: int, chain: str | None) -> tuple[Entry, list[Entry]]:
         """Entry 0, and what is to be repeated: the entries from `start` on, entry 0 aside, checked against the tail."""
@@ -467,7 +489,16 @@ class Instance:
         for name, digest in names:
             address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
             sealed = await self._store.blob(self.run, name)
-            delta = decode_delta(unseal(address, sealed, at_most=at_most), str(address))
+            try:
+                data = unseal(address, sealed, at_most=at_most)
+            except TooLargeError as error:
+                message = (
+                    f"{address} says that it holds {error.length:,} bytes, and no more than {at_most:,} fit into the "
+                    f"memory that the instance may have, {self.machine.pinned.limits.memory:,}; raise the limit and "
+                    f"unblock, or restore it from a backup"
+                )
+                raise GuestLimitError(message, "memory") from error
+            delta = decode_delta(data, str(address))
             if sealed is None or digest_of(sealed).hex() != digest or delta.parent != parent:
                 message = f"{address} is not the one that the record names; restore it from a backup, then unblock"
                 raise CorruptSnapshotError(message)
@@ -478,7 +509,7 @@ class Instance:
                 f"the snapshot of {self.key} holds {deltas[-1].size:,} bytes of memory and the instance may have "
                 f"{self.machine.pinned.limits.memory:,}; raise the limit and unblock"
             )
-            raise GuestLimitError(message)
+            raise GuestLimitError(message, "memory")
         restored = Restored.of(self._origin, deltas)
         self._engine.images.hold(parent, restored)
         return restored
@@ -506,7 +537,9 @@ class Instance:
         if payload.data is not None:
             return payload
         address = Address(self.key.tenant, self.key.id, self.run, "payload", payload.blob)
-        loaded = payload.with_data(unseal(address, await self._store.blob(self.run, payload.blob)))
+        loaded = payload.with_data(
+            unseal(address, await self._store.blob(self.run, payload.blob), at_most=payload.size)
+        )
         if len(loaded.content) != payload.size or Payload.of(loaded.content).digest != payload.stated:
             message = f"{address} is not the one that the log names; restore it from a backup, then unblock"
             raise CorruptSnapshotError(message)
@@ -547,7 +580,7 @@ class Instance:
                         f"the guest of {self.key} has computed for {outcome.seconds:.2f} s without a host call and "
                         f"may for {allowed:g} s; mend the guest or raise the limit, then unblock"
                     )
-                    raise GuestTimeoutError(message)
+                    raise GuestTimeoutError(message, "turn_seconds")
                 await anyio.lowlevel.checkpoint()
             elif isinstance(outcome, Exceeded):
                 raise self._exceeded(outcome)
@@ -557,17 +590,27 @@ class Instance:
 
     def _exceeded(self, outcome: Exceeded) -> GuestLimitError:
         limits = self.machine.pinned.limits
-        if outcome.limit == "memory":
+        if outcome.refused:
             message = (
-                f"the guest of {self.key} uses {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
+                f"this machine refuses the guest of {self.key} {outcome.used:,} bytes of memory ({outcome.refused}); "
+                f"free some, then unblock"
+            )
+        elif outcome.limit == "memory":
+            message = (
+                f"the guest of {self.key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
                 f"mend the guest or raise the limit, then unblock"
+            )
+        elif outcome.limit == "table_elements":
+            message = (
+                f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
+                f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
             )
         else:
             message = (
                 f"the guest of {self.key} ran into the end of its stack, {limits.stack:,} bytes: its calls nest too "
                 f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
             )
-        return GuestLimitError(message)
+        return GuestLimitError(message, "" if outcome.refused else outcome.limit)
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -630,7 +673,10 @@ class Instance:
                     )
                 return moved
             case abi_v0.Checkpoint():
+                replaying = self.machine.replaying
                 await self._checkpoint(guest)
+                if self._engine.checkpointed is not None and not replaying:
+                    await self._engine.checkpointed(self)
                 return 0
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
@@ -638,6 +684,10 @@ class Instance:
                 return self._refuse(kind, message)
             case other:
                 raise AssertionError(f"a host call parked with {other!r}")
+
+    def _transfer(self, view: memoryview, upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+        """Move a stream's bytes while the guest runs, if they are ready."""
+        return self._streams.now(self.machine, view, upload=upload)
 
     def _refuse(self, kind: str, message: str) -> int:
         self.machine.last_failure = Failure(kind, message)
@@ -664,7 +714,7 @@ class Instance:
                         f"the guest of {self.key} gives a result of {len(call.request):,} bytes and may give "
                         f"{limit:,}; raise the limit and unblock, or terminate it"
                     )
-                    raise GuestLimitError(message)
+                    raise GuestLimitError(message, "request")
                 if not _is_json(call.request):
                     return self._refuse("BadJSON", "wasman.result was given bytes that are not JSON")
                 machine.result = Payload.of(call.request)
@@ -695,14 +745,26 @@ class Instance:
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
-        machine, baseline, origin = self.machine, self._baseline, self._origin
+        machine = self.machine
         if not self._reentrant or machine.replaying:
             return
+        token = await self._streams.sync(machine)
+        proposal, changed = self.snapshot(guest, token)
+        await self.commit(proposal)
+        self.snapshot_kept(guest, changed)
+        self._streams.token = token
+
+    def snapshot(self, guest: Guest, token: Any = None) -> tuple[Proposal, dict[int, bytes]]:
+        """What to commit to keep all that can influence the guest, and the pages that differ from the last snapshot.
+
+        Raises:
+            GuestLimitError: The run would have more stored than it may.
+        """
+        machine, baseline, origin = self.machine, self._baseline, self._origin
         assert baseline is not None, "a re-entrant guest was laid over an image"
         assert origin is not None, "a module that can be snapshotted has an image"
         machine.random = guest.world.random
         state = machine.state()
-        token = await self._streams.sync(machine)
         if token is not None:
             state["token"] = token
         view = guest.memory()
@@ -724,14 +786,18 @@ class Instance:
                 f"with this snapshot {self.key} would have {proposal.tail.stored:,} bytes stored and may have "
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
-            raise GuestLimitError(message)
-        await self.commit(proposal)
+            raise GuestLimitError(message, "stored")
+        return proposal, changed
+
+    def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
+        """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
+        baseline = self._baseline
+        assert baseline is not None, "a re-entrant guest was laid over an image"
         baseline.kept(changed)
-        rebased = baseline.rebased(view)
+        rebased = baseline.rebased(guest.memory())
         if rebased is not None:
             guest.lay(rebased.image)
             self._baseline = rebased
-        self._streams.token = token
 
     # Ending
 
@@ -788,6 +854,7 @@ class Instance:
 
     async def _block(self, error: BlockedError) -> None:
         await self._let_go()
+        error = _with_command(error, self.key)
         self.log.warning("run %s of %s is blocked: %s", self.run, self.key, error)
         if isinstance(error, _DamagedMailError):
             proposal = self.machine.blocked(CorruptSnapshotError(str(error)))
@@ -846,6 +913,10 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
+        # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
+        # unknown, and what is committed instead would be taken for the same commit, by its nonce.
+        if self._scope.cancel_called:
+            await anyio.lowlevel.checkpoint_if_cancelled()
         self._committing = True
         try:
             outcome = await self._durable(self._change(proposal))
@@ -853,7 +924,7 @@ class Instance:
             self._committing = False
         match outcome:
             case Won(version=version):
-                self._version = version
+                self._version, self._ahead = version, None
                 self.machine.accept(proposal)
             case Lost(found=found):
                 self.owns = False
@@ -872,23 +943,29 @@ class Instance:
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record
+        entries, blobs = proposal.entries, proposal.blobs
+        if self._ahead is not None:
+            entries, blobs = (*self._ahead.entries, *entries), (*self._ahead.blobs, *blobs)
         if record is None:
-            return Step(self.key, self.run, self._version, nonce, tail, proposal.entries, proposal.blobs)
-        owner = self._engine.worker if proposal.keeps_owner else None
-        takeovers = 0 if proposal.settles else self.machine.takeovers
+            return Step(self.key, self.run, self._version, nonce, tail, entries, blobs)
         return Change(
             key=self.key,
             expected=(self.run, self._version),
             run=self.run,
             nonce=nonce,
             record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
-            columns=columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers),
+            columns=self._columns(record, proposal),
             tail=tail,
-            entries=proposal.entries,
-            blobs=proposal.blobs,
+            entries=entries,
+            blobs=blobs,
             drops=proposal.drops,
             consumes=proposal.consumes,
         )
+
+    def _columns(self, record: Record, proposal: Proposal) -> Columns:
+        owner = self._engine.worker if proposal.keeps_owner else None
+        takeovers = 0 if proposal.settles else self.machine.takeovers
+        return columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers)
 
     async def _durable(self, change: Change | Step) -> Won | Lost | Unread:
         pause = 0.05
@@ -921,6 +998,20 @@ class Instance:
         if guest is not None:
             self._engine.residents.leaves(self)
             guest.close()
+
+
+_UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
+
+
+def _with_command(error: BlockedError, key: Key) -> BlockedError:
+    """The same error; where a limit was reached, its first line ends with the command that raises it."""
+    if not isinstance(error, LimitError) or not error.limit:
+        return error
+    tenant = "" if key.tenant == "default" else f" --tenant {shlex.quote(key.tenant)}"
+    option = f"--{error.limit.replace('_', '-')} {_UNITS.get(error.limit, 'BYTES')}"
+    first, newline, rest = str(error).partition("\n")
+    message = f"{first} (wasman unblock {shlex.quote(key.id)}{tenant} {option}){newline}{rest}"
+    return type(error)(message, error.limit)
 
 
 def _is_json(data: bytes) -> bool:

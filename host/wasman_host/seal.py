@@ -24,7 +24,7 @@ from isal import igzip_lib, isal_zlib
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 
-__all__ = ["Address", "digest_of", "seal", "unseal"]
+__all__ = ["Address", "TooLargeError", "digest_of", "seal", "unseal"]
 
 _START = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"  # deflate, FEXTRA, no time, unknown system
 _VERSION = 2
@@ -40,7 +40,16 @@ _AT_MOST = 256 * 1024 * 1024  # bytes of anything that no limit of its own is gi
 _sha256 = hashlib.sha256
 _crc32 = isal_zlib.crc32
 _stored_head = struct.Struct("<BHH").pack
+_DENSEST = 1032  # bytes that deflate makes of one at most: 258 of two bits
 _trailer = struct.Struct("<II")
+
+
+class TooLargeError(CorruptSnapshotError):
+    """Sealed bytes hold more than their reader allows: `length` bytes."""
+
+    def __init__(self, message: str, length: int) -> None:
+        super().__init__(message)
+        self.length = length
 
 
 @frozen
@@ -109,7 +118,7 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
         address: Where.
         sealed: What the store gave.
         after: As it was when it was sealed.
-        at_most: Bytes that it may hold; more is not even inflated.
+        at_most: Bytes that it may hold; more is not even inflated, and is a `TooLargeError`.
 
     Raises:
         CorruptSnapshotError: The bytes are missing (None), damaged, or were sealed for another place.
@@ -127,21 +136,30 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
         raise _damaged(address, "does not begin as a sealed gzip member")
     if len(sealed) < _BODY_AT + 8:
         raise _damaged(address, "is truncated")
-    body = sealed[_BODY_AT:-8]
-    if _sha256(b"".join((address.encoded, after, body))).digest() != sealed[_DIGEST_AT:_BODY_AT]:
+    body = memoryview(sealed)[_BODY_AT:-8]
+    digest = _sha256(address.encoded + after)
+    digest.update(body)
+    if digest.digest() != sealed[_DIGEST_AT:_BODY_AT]:
         raise _damaged(address, "fails its digest, or belongs to another place")
     checksum, length = _trailer.unpack_from(sealed, len(sealed) - 8)
+    if length > _DENSEST * len(body):
+        raise _damaged(address, "has another length than it says")
     if length > at_most:
-        raise _damaged(address, f"says that it holds {length:,} bytes, and no more than {at_most:,} belong there")
+        raise TooLargeError(
+            f"{address} says that it holds {length:,} bytes, and no more than {at_most:,} belong there; restore it "
+            f"from a backup, then unblock",
+            length,
+        )
     data = _inflated(address, body, length)
     if _crc32(data) != checksum:
         raise _damaged(address, "fails its checksum")
     return data
 
 
-def _inflated(address: Address, body: bytes, length: int) -> bytes:
-    if body[:5] == _stored_head(1, length & 0xFFFF, length & 0xFFFF ^ 0xFFFF) and len(body) == 5 + length:
-        return body[5:]  # one stored block, as all that is small
+def _inflated(address: Address, body: memoryview, length: int) -> bytes:
+    stored = _unstored(body, length)
+    if stored is not None:
+        return stored
     inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     try:
         # One byte more than announced is asked for, so that a longer member shows without being inflated whole.
@@ -151,6 +169,24 @@ def _inflated(address: Address, body: bytes, length: int) -> bytes:
     if len(data) != length or not inflate.eof or inflate.unused_data:
         raise _damaged(address, "has another length than it says")
     return bytes(data)
+
+
+def _unstored(body: memoryview, length: int) -> bytes | None:
+    """What `_stored_blocks` gave, where it was this that gave `body`."""
+    parts = []
+    at = 0
+    while length > _BLOCK:
+        if body[at : at + 5] != _stored_head(0, _BLOCK, 0):
+            return None
+        parts.append(body[at + 5 : at + 5 + _BLOCK])
+        at += 5 + _BLOCK
+        length -= _BLOCK
+    if len(body) != at + 5 + length or body[at : at + 5] != _stored_head(1, length, length ^ 0xFFFF):
+        return None
+    if not parts:
+        return bytes(body[5:])  # as all that is small
+    parts.append(body[at + 5 :])
+    return b"".join(parts)
 
 
 def digest_of(sealed: bytes) -> bytes:

@@ -6,11 +6,12 @@ from attrs import frozen
 
 from wasman_host.errors import InvalidArgumentError
 
-__all__ = ["MAX_STACK", "STACK", "STACK_STEP", "GuestLimits", "check_stack"]
+__all__ = ["MAX_STACK", "MAX_TABLE", "STACK", "STACK_STEP", "GuestLimits", "check_stack"]
 
 STACK = 512 * 1024  # bytes a guest's calls may nest, if nothing else is said
 STACK_STEP = 64 * 1024  # each depth is an engine of its own, so there are not too many of them
 MAX_STACK = 64 * 1024 * 1024
+MAX_TABLE = 10_000_000  # elements that all tables of a guest can grow to, whatever the limit: a guest may see this
 
 
 @frozen

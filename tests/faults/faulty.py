@@ -1,0 +1,118 @@
+"""A store that fails at one of its operations, and is as good as the one behind it before and after that.
+
+Operations are numbered as they are called: `Point("commit", 3)` is the third commit that is asked of this store, in
+this run. What can become of one:
+
+    dies before      the process is gone before the store hears of it
+    dies after       it took effect, and the process is gone before it hears so
+    error before     the store says that it did nothing, and did nothing
+    error after      the store did it, and the answer is lost: an error arrives instead
+"""
+
+from collections import Counter
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from attrs import frozen
+
+from wasman_host.errors import StoreUnavailableError
+from wasman_host.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Fault", "Faulty", "How", "Point"]
+
+# Everything that a store promises, but for the clock, and for `open`, `close` and `serve`, which are no part of a run.
+NUMBERED = {
+    "commit", "load", "read", "blob", "put_module", "module", "put_image", "image", "send",
+    "mail", "mailed", "claim", "beat", "leave", "watch", "list", "count",
+}  # fmt: skip
+
+
+class How(StrEnum):
+    """What becomes of an operation."""
+
+    DIES_BEFORE = "dies before"
+    DIES_AFTER = "dies after"
+    ERROR_BEFORE = "error before"
+    ERROR_AFTER = "error after"
+
+    @property
+    def kills(self) -> bool:
+        return self in {How.DIES_BEFORE, How.DIES_AFTER}
+
+    @property
+    def passes(self) -> bool:
+        return self in {How.DIES_AFTER, How.ERROR_AFTER}
+
+
+@frozen(order=True)
+class Point:
+    """The n-th call, from 1, of one operation of a store."""
+
+    operation: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.n}"
+
+
+@frozen
+class Fault:
+    """What happens, and at which operation."""
+
+    point: Point
+    how: How
+
+    def __str__(self) -> str:
+        return f"{self.point} {self.how.value}"
+
+
+class Faulty:
+    """See above. It stands where a `Store` is expected.
+
+    Attributes:
+        passed: The operations that were asked for, in order.
+        struck: Whether the fault has come about.
+        die: Ends everything that uses this store.
+        seen: Is called with the arguments of each operation that is passed on, before it is.
+    """
+
+    def __init__(self, store: Store, fault: Fault | None = None) -> None:
+        self.store = store
+        self.passed: list[Point] = []
+        self.struck = False
+        self.die: Callable[[], None] = lambda: None
+        self.seen: Callable[[str, tuple[Any, ...]], None] = lambda *_: None
+        self._fault = fault
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def as_store(self) -> Store:
+        return cast("Store", self)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+        if name not in NUMBERED:
+            return method
+
+        async def numbered(*given: Any, **named: Any) -> Any:
+            self._counts[name] += 1
+            point = Point(name, self._counts[name])
+            self.passed.append(point)
+            fault = self._fault if self._fault is not None and self._fault.point == point else None
+            if fault is None:
+                self.seen(name, given)
+                return await method(*given, **named)
+            self.struck = True
+            if fault.how.passes:
+                self.seen(name, given)
+                await method(*given, **named)
+            if fault.how.kills:
+                self.die()
+                await anyio.sleep_forever()
+            raise StoreUnavailableError(f"the store is not there ({fault})")
+
+        return numbered
