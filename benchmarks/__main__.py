@@ -1,4 +1,7 @@
-"""`make bench`: every figure with its bound; exit code 1 where one does not hold."""
+"""`make bench`: every figure with its bound; exit code 1 where one does not hold.
+
+Writes benchmarks/results/bench.json and the table of docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,25 @@ import logging
 import sys
 from pathlib import Path
 
+import attrs
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import durable_call, flights, many_at_once
+from benchmarks import (
+    checkpoint,
+    code_cache,
+    direct,
+    durable_call,
+    flights,
+    growth,
+    many_at_once,
+    pages,
+    parked,
+    process_start,
+    restore,
+    streams,
+    takeover,
+)
 from benchmarks.measure import machine
 
 _FLIGHTS = Path(".cache/flights.csv")
@@ -19,8 +37,21 @@ def main() -> int:
     """Measure everything, print it."""
     logging.basicConfig(level=logging.ERROR)
     console = Console(width=160 if not sys.stdout.isatty() else None)
-    console.print(machine())
-    figures = [durable_call.measure(), many_at_once.measure()]
+    begin = machine()
+    console.print(begin)
+    figures = [
+        *restore.measure(),
+        checkpoint.measure(),
+        durable_call.measure(),
+        direct.measure(),
+        *many_at_once.measure(),
+        *growth.measure(),
+        *parked.measure(),
+        *takeover.measure(),
+        code_cache.measure(),
+        process_start.measure(),
+        *streams.measure(),
+    ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))
     table = Table("figure", "median", "middle half", "ratio", "bound", "", show_lines=True)
@@ -30,7 +61,13 @@ def main() -> int:
     console.print(table)
     for figure in figures:
         console.print(f"{figure.name}: {figure.note}")
-    console.print(machine())
+    end = machine()
+    console.print(end)
+    pages.keep("bench", {"machine": [begin, end], "figures": [attrs.asdict(figure) for figure in figures]})
+    rows = [[f.name, f.value, f.spread, f.ratio, f.bound, "holds" if f.holds else "**missed**"] for f in figures]
+    shown = pages.table(["figure", "median", "middle half", "ratio", "bound", ""], rows)
+    notes = "\n".join(f"- {figure.name}: {figure.note}." for figure in figures)
+    pages.show("bench", f"{begin}; at the end load {end.rsplit('load ', 1)[1]}.\n\n{shown}\n\n{notes}")
     return 0 if all(figure.holds for figure in figures) else 1
 
 

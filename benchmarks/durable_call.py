@@ -24,7 +24,7 @@ __all__ = ["counted_syncs", "measure"]
 
 _ROUNDS = 15
 _CALLS = 200
-_BOUND = 3.0
+_BOUND = 2.0
 
 _moments: list[float] = []
 

@@ -4,8 +4,11 @@ from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_sdk import errors
 from wasman_sdk._activity import ActivityInfo, activity
+from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
+from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
@@ -13,16 +16,26 @@ from wasman_sdk.errors import *  # noqa: F403  every error is public, and `error
 
 __all__ = [
     "ActivityInfo",
+    "Channel",
+    "ChannelSink",
+    "ChannelSource",
     "Client",
+    "Engine",
     "FileSink",
     "FileSource",
     "HistoryEvent",
     "Limits",
     "PendingActivity",
     "RetryPolicy",
+    "Runner",
+    "RunnerOptions",
     "Session",
     "Sink",
     "Source",
+    "SyncEngine",
+    "SyncRunner",
+    "SyncTestRunner",
+    "TestRunner",
     "Worker",
     "Workflow",
     "WorkflowDescription",

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import anyio.to_thread
 from attrs import frozen
@@ -23,9 +23,12 @@ from wasman_sdk._validation import first_problem
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-__all__ = ["ActivityInfo", "activity", "definitions"]
+__all__ = ["ActivityInfo", "FallbackHandler", "activity", "definitions", "fallback_definition"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FallbackHandler: TypeAlias = Callable[[str, bytes], bytes | Awaitable[bytes]]
+"""Answers calls by (name of the activity, the guest's own bytes); sync ones run in a thread."""
 
 _MARK = "__wasman_activity__"
 
@@ -221,6 +224,56 @@ def definitions(
             timeout=registered.timeout.total_seconds() if registered.timeout else None,
         )
     return found
+
+
+def fallback_definition(
+    handler: FallbackHandler, retry: RetryPolicy | None, threads: CapacityLimiter
+) -> ActivityDefinition:
+    """What the engine calls for names that no activity is registered under.
+
+    Args:
+        handler: Takes the name and the guest's bytes, gives bytes; async or not.
+        retry: When a call of it is tried again; None where what it raises is final, and only a worker's death is not.
+        threads: How many sync activities run at once.
+
+    Raises:
+        InvalidArgumentError: It cannot be called.
+    """
+    given: Any = handler
+    if not callable(given):
+        message = f"the fallback {handler!r} cannot be called; give a function of the activity's name and its request"
+        raise InvalidArgumentError(message)
+    if hasattr(handler, _MARK):
+        message = (
+            f"the fallback {handler!r} is an activity, and those are given by Worker(activities=[...]); a fallback is "
+            f"a plain function of the activity's name and its request"
+        )
+        raise InvalidArgumentError(message)
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+    async def handle(call: ActivityCall) -> bytes:
+        token = _current.set(call)
+        try:
+            if is_async:
+                result = await given(call.name, call.request)
+            else:
+                called = functools.partial(given, call.name, call.request)
+                result = await anyio.to_thread.run_sync(called, limiter=threads, abandon_on_cancel=True)
+        except Exception as error:
+            if retry is not None or (isinstance(error, ApplicationError) and error.non_retryable):
+                raise
+            kind, details = type(error).__name__, None
+            if isinstance(error, ApplicationError):
+                kind, details = error.type, error.details
+            raise ApplicationError(str(error) or repr(error), type=kind, details=details, non_retryable=True) from error
+        finally:
+            _current.reset(token)
+        if isinstance(result, bytes):
+            return result
+        message = f"the fallback gave {type(result).__name__} for activity {call.name!r}, and must give bytes"
+        raise ApplicationError(message, type="InvalidResult", non_retryable=True)
+
+    return ActivityDefinition(name="", handler=handle, retry=(retry or RetryPolicy()).for_host())
 
 
 def _resources_of(registered: _Registered, resources: Sequence[object]) -> dict[str, object]:

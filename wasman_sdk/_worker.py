@@ -11,13 +11,16 @@ import anyio
 
 from wasman_host.engine import Engine
 from wasman_host.residents import Residency
-from wasman_sdk._activity import definitions
+from wasman_sdk._activity import definitions, fallback_definition
 from wasman_sdk._client import Client
+from wasman_sdk._retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from wasman_host.activity import ActivityDefinition
+    from wasman_sdk._activity import FallbackHandler
     from wasman_sdk._workflow import Workflow
 
 __all__ = ["Worker"]
@@ -38,6 +41,8 @@ class Worker:
         *,
         workflows: Sequence[Workflow[Any, Any]] = (),
         activities: Sequence[Callable[..., Any]] = (),
+        fallback: FallbackHandler | None = None,
+        fallback_retry: RetryPolicy | None = None,
         resources: Sequence[object] = (),
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
@@ -53,6 +58,9 @@ class Worker:
                 here.
             workflows: Deployed where their names point at nothing yet.
             activities: Functions decorated with `@activity`.
+            fallback: Called as `fallback(name, request)`, with the guest's own bytes, where a guest calls an activity
+                that is not among these; gives the response's bytes. Async, or not: then in a thread.
+            fallback_retry: When a call of it is tried again; see `RetryPolicy` for the default.
             resources: Objects injected into activities by their type.
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
@@ -64,7 +72,7 @@ class Worker:
             lease_seconds: After this time without a sign of life others take over.
 
         Raises:
-            InvalidArgumentError: An activity cannot be called.
+            InvalidArgumentError: An activity or the fallback cannot be called.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
@@ -74,9 +82,18 @@ class Worker:
         self._lease = lease_seconds
         self._threads = max_sync_activities
         self._functions, self._resources = tuple(activities), tuple(resources)
+        self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
-        definitions(self._functions, self._resources, anyio.CapacityLimiter(max_sync_activities))
+        self._definitions()
         self._stack = contextlib.AsyncExitStack()
+
+    def _definitions(self) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
+        """What answers calls: by name, and for all other names."""
+        threads = anyio.CapacityLimiter(self._threads)
+        fallback = None
+        if self._fallback is not None:
+            fallback = fallback_definition(self._fallback, self._fallback_retry, threads)
+        return definitions(self._functions, self._resources, threads), fallback
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -84,7 +101,7 @@ class Worker:
                 await stack.enter_async_context(self.client)
             for workflow in self.workflows:
                 await self.client.deploy_absent(workflow)
-            activities = definitions(self._functions, self._resources, anyio.CapacityLimiter(self._threads))
+            activities, fallback = self._definitions()
             engine = Engine(
                 self.client.store,
                 activities,
@@ -92,6 +109,7 @@ class Worker:
                 max_instances=self._max_instances,
                 lease=self._lease,
                 residency=self._residency,
+                fallback=fallback,
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(engine.run, name="wasman worker")

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
+from wasman_host.channels import local_types
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
@@ -27,10 +28,9 @@ from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
 from wasman_host.store.protocol import Change, Claim, Status
-from wasman_host.streams import file_types
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -62,6 +62,7 @@ class Engine:
         residents: The guests in memory.
         images: Snapshots that this process holds.
         worker: This worker's id; a new one after a lost lease.
+        checkpointed: Called when a guest that is not repeating its past has asked for a checkpoint, and it is made.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Engine:
         Args:
             store: An open store.
             activities: Handlers by name.
-            streams: Types of sources and sinks; files by default.
+            streams: Types of sources and sinks; files and channels by default.
             queues: Task queues to serve.
             max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
@@ -92,11 +93,12 @@ class Engine:
         """
         self.store = store
         self.activities = activities
-        self.streams = streams or file_types()
+        self.streams = streams or local_types()
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()
         self.worker = _worker_id()
+        self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
         self._fallback = fallback
         self._queues = tuple(queues)
         self._max = max_instances
@@ -269,6 +271,11 @@ class Engine:
             except StoreUnavailableError as error:
                 logger.warning("worker %s waits for its store: %s", self.worker, error)
                 await anyio.sleep(_POLL)
+
+    def serve(self, queue: str) -> None:
+        """Claim instances of this queue as well from now on."""
+        if queue not in self._queues:
+            self._queues = (*self._queues, queue)
 
     def adopts(self, queue: str) -> str | None:
         """The owner to create an instance of `queue` with, so that it begins here at once; None where it may not."""

@@ -16,7 +16,7 @@ import json
 import logging
 import secrets
 import shlex
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -186,6 +186,7 @@ class Instance:
         self._handing_back: int | None = None  # until when nothing happens
         self._waits = False
         self._until: int | None = None
+        self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
         self.owns = True
         self.guest: Guest | None = None
         self._calls = Calls(self)
@@ -291,23 +292,11 @@ class Instance:
             return
 
     async def _live(self) -> None:
-        created = self._created
         try:
-            if created is not None and created.record is not None:
-                record, tail = created.record, created.tail
-            else:
-                record, tail = open_record(self._stored), open_tail(self._stored)
+            self.machine = self._opened()
         except BlockedError as error:
             await self._stand_unread(error)
             return
-        self.machine = Machine(
-            self.key.tenant,
-            self.key.id,
-            record,
-            tail,
-            self._stored.columns.takeovers,
-            deflate=self._store.deflates,
-        )
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
@@ -328,6 +317,18 @@ class Instance:
             )
         if self.owns and self._interrupted:
             await self._interrupted_by()
+
+    def _opened(self) -> Machine:
+        # A function of its own: what it holds besides would be kept by the frame of `_live` for as long as it waits.
+        created = self._created
+        if created is not None and created.record is not None:
+            record, tail = created.record, created.tail
+        else:
+            record, tail = open_record(self._stored), open_tail(self._stored)
+        columns = self._stored.columns
+        # Whatever makes this instance open it again reads it from the store again.
+        self._stored = evolve(self._stored, record=b"", tail=b"")
+        return Machine(self.key.tenant, self.key.id, record, tail, columns.takeovers, deflate=self._store.deflates)
 
     @property
     def _interrupted(self) -> bool:
@@ -401,11 +402,18 @@ class Instance:
         snapshot = record.snapshot if self._reentrant else None
         first, entries = await self._past(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
         world = World(f"wasman run {self.run}".encode(), output=self._output)
-        guest = self.guest = Guest(module, world, pinned.limits.guest)
+        restored = None if snapshot is None else await self._restored(snapshot.deltas)
+        initialised = self._origin is not None and bool(module.initialisers(self._entry))
+        image = None
+        if restored is not None:
+            image = restored.image
+        elif self._origin is not None and (initialised or self._reentrant):
+            image = self._origin.image
+        guest = self.guest = Guest(module, world, pinned.limits.guest, image)
+        guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
-        if snapshot is not None:
-            restored = await self._restored(snapshot.deltas)
+        if restored is not None:
             machine.remember(first, restored.state, entries)
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
@@ -414,7 +422,7 @@ class Instance:
             await self._load_kept()
         else:
             machine.remember(first, None, entries)
-            if self._origin is not None and module.initialisers(self._entry):
+            if self._origin is not None and initialised:
                 guest.restore(self._origin.image, self._origin.globals)
                 self._baseline = Baseline(self._origin.image)
             elif self._reentrant:
@@ -422,6 +430,11 @@ class Instance:
                 guest.lay(self._origin.image)
                 self._baseline = Baseline(self._origin.image)
         world.time = machine.time
+        await self._load_given()
+
+    async def _load_given(self) -> None:
+        """Read what the run was started with, as far as it is not here yet."""
+        machine, pinned = self.machine, self.machine.pinned
         machine.input = machine.input and await self.loaded(machine.input)
         machine.session = machine.session and await self.loaded(machine.session)
         for name, given in (("input", machine.input), ("session", machine.session)):
@@ -577,22 +590,27 @@ class Instance:
 
     def _exceeded(self, outcome: Exceeded) -> GuestLimitError:
         limits = self.machine.pinned.limits
-        if outcome.limit == "table_elements":
+        if outcome.refused:
             message = (
-                f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
-                f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
+                f"this machine refuses the guest of {self.key} {outcome.used:,} bytes of memory ({outcome.refused}); "
+                f"free some, then unblock"
             )
         elif outcome.limit == "memory":
             message = (
-                f"the guest of {self.key} uses {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
+                f"the guest of {self.key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
                 f"mend the guest or raise the limit, then unblock"
+            )
+        elif outcome.limit == "table_elements":
+            message = (
+                f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
+                f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
             )
         else:
             message = (
                 f"the guest of {self.key} ran into the end of its stack, {limits.stack:,} bytes: its calls nest too "
                 f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
             )
-        return GuestLimitError(message, outcome.limit)
+        return GuestLimitError(message, "" if outcome.refused else outcome.limit)
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -655,7 +673,10 @@ class Instance:
                     )
                 return moved
             case abi_v0.Checkpoint():
+                replaying = self.machine.replaying
                 await self._checkpoint(guest)
+                if self._engine.checkpointed is not None and not replaying:
+                    await self._engine.checkpointed(self)
                 return 0
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
@@ -663,6 +684,10 @@ class Instance:
                 return self._refuse(kind, message)
             case other:
                 raise AssertionError(f"a host call parked with {other!r}")
+
+    def _transfer(self, view: memoryview, upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+        """Move a stream's bytes while the guest runs, if they are ready."""
+        return self._streams.now(self.machine, view, upload=upload)
 
     def _refuse(self, kind: str, message: str) -> int:
         self.machine.last_failure = Failure(kind, message)
@@ -720,14 +745,26 @@ class Instance:
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
-        machine, baseline, origin = self.machine, self._baseline, self._origin
+        machine = self.machine
         if not self._reentrant or machine.replaying:
             return
+        token = await self._streams.sync(machine)
+        proposal, changed = self.snapshot(guest, token)
+        await self.commit(proposal)
+        self.snapshot_kept(guest, changed)
+        self._streams.token = token
+
+    def snapshot(self, guest: Guest, token: Any = None) -> tuple[Proposal, dict[int, bytes]]:
+        """What to commit to keep all that can influence the guest, and the pages that differ from the last snapshot.
+
+        Raises:
+            GuestLimitError: The run would have more stored than it may.
+        """
+        machine, baseline, origin = self.machine, self._baseline, self._origin
         assert baseline is not None, "a re-entrant guest was laid over an image"
         assert origin is not None, "a module that can be snapshotted has an image"
         machine.random = guest.world.random
         state = machine.state()
-        token = await self._streams.sync(machine)
         if token is not None:
             state["token"] = token
         view = guest.memory()
@@ -750,13 +787,17 @@ class Instance:
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message, "stored")
-        await self.commit(proposal)
+        return proposal, changed
+
+    def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
+        """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
+        baseline = self._baseline
+        assert baseline is not None, "a re-entrant guest was laid over an image"
         baseline.kept(changed)
-        rebased = baseline.rebased(view)
+        rebased = baseline.rebased(guest.memory())
         if rebased is not None:
             guest.lay(rebased.image)
             self._baseline = rebased
-        self._streams.token = token
 
     # Ending
 
@@ -883,7 +924,7 @@ class Instance:
             self._committing = False
         match outcome:
             case Won(version=version):
-                self._version = version
+                self._version, self._ahead = version, None
                 self.machine.accept(proposal)
             case Lost(found=found):
                 self.owns = False
@@ -902,23 +943,29 @@ class Instance:
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record
+        entries, blobs = proposal.entries, proposal.blobs
+        if self._ahead is not None:
+            entries, blobs = (*self._ahead.entries, *entries), (*self._ahead.blobs, *blobs)
         if record is None:
-            return Step(self.key, self.run, self._version, nonce, tail, proposal.entries, proposal.blobs)
-        owner = self._engine.worker if proposal.keeps_owner else None
-        takeovers = 0 if proposal.settles else self.machine.takeovers
+            return Step(self.key, self.run, self._version, nonce, tail, entries, blobs)
         return Change(
             key=self.key,
             expected=(self.run, self._version),
             run=self.run,
             nonce=nonce,
             record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
-            columns=columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers),
+            columns=self._columns(record, proposal),
             tail=tail,
-            entries=proposal.entries,
-            blobs=proposal.blobs,
+            entries=entries,
+            blobs=blobs,
             drops=proposal.drops,
             consumes=proposal.consumes,
         )
+
+    def _columns(self, record: Record, proposal: Proposal) -> Columns:
+        owner = self._engine.worker if proposal.keeps_owner else None
+        takeovers = 0 if proposal.settles else self.machine.takeovers
+        return columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers)
 
     async def _durable(self, change: Change | Step) -> Won | Lost | Unread:
         pause = 0.05

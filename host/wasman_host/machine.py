@@ -12,7 +12,6 @@ is stored, and a lost race leaves a machine that is simply dropped.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -192,7 +191,7 @@ class Machine:
         self._count = 0
         self._digest = EMPTY_CHAIN
         self._unlogged: list[bytes] = []
-        self._past: deque[Entry] = deque()
+        self._past: list[Entry] = []  # the last one first; an empty deque takes 760 bytes of every run that waits
         place = entry_address(tenant, id_, record.run, 0).encoded
         self._entry_address = place.removesuffix(b"0\0").replace(b"%", b"%%") + b"%d\0"
 
@@ -211,7 +210,7 @@ class Machine:
                 self.session = delivery.payload
         if state is not None:
             self._restore(state)
-        self._past = deque(past)
+        self._past = list(reversed(past))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state.get("v") != _STATE_VERSION:
@@ -267,7 +266,7 @@ class Machine:
         return number
 
     def _compare(self, number: int, operation: Operation) -> None:
-        entry = self._past[0]
+        entry = self._past[-1]
         first = entry.operations - len(entry.issued)
         logged = entry.issued[number - first] if first <= number < entry.operations else None
         if logged != operation:
@@ -283,7 +282,7 @@ class Machine:
         """The logged answer to operation `number`, or None where nothing is logged any more."""
         if not self._past:
             return None
-        entry = self._past.popleft()
+        entry = self._past.pop()
         if (entry.operations, entry.digest) != (self._count, self._digest):
             message = (
                 f"entry {entry.n} of {self} was delivered after {entry.operations} operations, the replay is at "
@@ -300,11 +299,27 @@ class Machine:
         message = f"entry {entry.n} of {self} answers other operations than {number}; restore the log, then unblock"
         raise CorruptSnapshotError(message)
 
+    def entered(self, call: Payload, now: int) -> Proposal:
+        """Log that an export is called (direct use); what the execution before has left behind is forgotten."""
+        self.result, self.last_failure, self.upload_closed, self.kept = None, None, False, None
+        return self._logging((Delivery("execute", payload=call),), now)
+
+    def entered_again(self) -> Payload:
+        """The logged call that an interrupted execution began with: it is repeated from here."""
+        self.result, self.last_failure, self.upload_closed, self.kept = None, None, False, None
+        entry = self._past.pop()
+        [delivery] = entry.deliveries
+        if delivery.kind != "execute" or delivery.payload is None:
+            message = f"entry {entry.n} of {self} begins no execution; restore the log from a backup"
+            raise CorruptSnapshotError(message)
+        self.time, self.entry = entry.time, entry.n
+        return delivery.payload
+
     def finished_early(self) -> NondeterminismError | None:
         """An error if the guest has ended although the log says that it went on."""
         if not self._past:
             return None
-        entry = self._past[0]
+        entry = self._past[-1]
         wanted = entry.issued[0] if entry.issued else f"entry {entry.n}"
         return NondeterminismError(
             f"the replay of {self} ended after {self._count} operations, and the log goes on with {wanted}; the guest "
@@ -387,7 +402,7 @@ class Machine:
         stored = tail.stored + size - (before.size if before is not None else 0)
         return Proposal(
             evolve(self.record, snapshot=reference),
-            evolve(tail, stored=stored),
+            Tail(tail.entries, tail.time, stored, tail.chain),
             blobs=(Blob(name, sealed),),
             drops=drops,
         )

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _VERSION = 2
-_KINDS = frozenset({"start", "session", "result", "failed", "fired", "terminate", "timed_out"})
+_KINDS = frozenset({"start", "session", "execute", "result", "failed", "fired", "terminate", "timed_out"})
 EMPTY_CHAIN = hashlib.sha256(b"wasman oplog 2").digest()
 _TAIL = struct.Struct("<QQQ32s")
 
@@ -118,8 +118,8 @@ class Delivery:
     """One thing handed to the guest.
 
     Attributes:
-        kind: "start" (the input), "session", "result", "failed" (an activity, for good), "fired" (a timer), or what
-            ended the run from outside: "terminate", "timed_out".
+        kind: "start" (the input), "session", "execute" (an export is called, by direct use), "result", "failed" (an
+            activity, for good), "fired" (a timer), or what ended the run from outside: "terminate", "timed_out".
         operation: The operation that it answers, or -1.
         payload: Its bytes, where it has any.
         failure: What went wrong, where something did.
@@ -186,15 +186,21 @@ def encode_entry(
         b'],"deliveries":[',
     ]
     bodies: list[bytes] = []
-    if len(deliveries) == 1 and (plain := deliveries[0]).kind == "result" and plain.payload and plain.payload.plain:
+    if len(deliveries) == 1 and (payload := _plain_result(deliveries[0])) is not None:
         # What most entries are: one small result. A step of every workflow passes here.
-        parts.append(
-            b'{"kind":"result","operation":%d,"payload":{"size":%d}}]}\n' % (plain.operation, plain.payload.size)
-        )
-        parts.append(plain.payload.content)
+        operation = deliveries[0].operation
+        parts.append(b'{"kind":"result","operation":%d,"payload":{"size":%d}}]}\n' % (operation, payload.size))
+        parts.append(payload.content)
     else:
         parts += (_encode_deliveries(deliveries, bodies), b"]}\n", *bodies)
     return b"".join(parts)
+
+
+def _plain_result(delivery: Delivery) -> Payload | None:
+    """The payload of a delivery that is nothing but one small result, else None."""
+    if delivery.kind != "result" or delivery.operation < 0 or delivery.failure is not None or delivery.message:
+        return None
+    return delivery.payload if delivery.payload is not None and delivery.payload.plain else None
 
 
 def _encode_deliveries(given: Sequence[Delivery], bodies: list[bytes]) -> bytes:

@@ -43,9 +43,9 @@ class Limits:
     None of them changes what the guest can observe, so the same run under a higher limit does the same.
 
     Attributes:
-        memory: Bytes of linear memory; looked at when the guest waits or ends, and every 10 ms while it computes.
-        table_elements: Elements that each of its tables may have; looked at as memory is. No table grows beyond
-            10,000,000: the guest is told so, whatever the limit.
+        memory: Bytes of linear memory; not one page beyond them is given.
+        table_elements: Elements that each of its tables may have; looked at when the guest calls the host or ends, and
+            every 10 ms while it computes. Beyond 10,000,000 a guest is told that there are no more, whatever this says.
         stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
         stored: Bytes that the run may have stored: log, payloads and snapshots.

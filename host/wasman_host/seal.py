@@ -136,8 +136,10 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
         raise _damaged(address, "does not begin as a sealed gzip member")
     if len(sealed) < _BODY_AT + 8:
         raise _damaged(address, "is truncated")
-    body = sealed[_BODY_AT:-8]
-    if _sha256(b"".join((address.encoded, after, body))).digest() != sealed[_DIGEST_AT:_BODY_AT]:
+    body = memoryview(sealed)[_BODY_AT:-8]
+    digest = _sha256(address.encoded + after)
+    digest.update(body)
+    if digest.digest() != sealed[_DIGEST_AT:_BODY_AT]:
         raise _damaged(address, "fails its digest, or belongs to another place")
     checksum, length = _trailer.unpack_from(sealed, len(sealed) - 8)
     if length > _DENSEST * len(body):
@@ -154,9 +156,10 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     return data
 
 
-def _inflated(address: Address, body: bytes, length: int) -> bytes:
-    if body[:5] == _stored_head(1, length & 0xFFFF, length & 0xFFFF ^ 0xFFFF) and len(body) == 5 + length:
-        return body[5:]  # one stored block, as all that is small
+def _inflated(address: Address, body: memoryview, length: int) -> bytes:
+    stored = _unstored(body, length)
+    if stored is not None:
+        return stored
     inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     try:
         # One byte more than announced is asked for, so that a longer member shows without being inflated whole.
@@ -166,6 +169,24 @@ def _inflated(address: Address, body: bytes, length: int) -> bytes:
     if len(data) != length or not inflate.eof or inflate.unused_data:
         raise _damaged(address, "has another length than it says")
     return bytes(data)
+
+
+def _unstored(body: memoryview, length: int) -> bytes | None:
+    """What `_stored_blocks` gave, where it was this that gave `body`."""
+    parts = []
+    at = 0
+    while length > _BLOCK:
+        if body[at : at + 5] != _stored_head(0, _BLOCK, 0):
+            return None
+        parts.append(body[at + 5 : at + 5 + _BLOCK])
+        at += 5 + _BLOCK
+        length -= _BLOCK
+    if len(body) != at + 5 + length or body[at : at + 5] != _stored_head(1, length, length ^ 0xFFFF):
+        return None
+    if not parts:
+        return bytes(body[5:])  # as all that is small
+    parts.append(body[at + 5 :])
+    return b"".join(parts)
 
 
 def digest_of(sealed: bytes) -> bytes:

@@ -7,10 +7,13 @@ source or sink is known by a tag that is persisted with the session.
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ from wasman_host.record import StreamSpec
 __all__ = ["FileSink", "FileSource", "Sink", "Source", "StreamTypes", "file_types", "identify_file"]
 
 _CHUNK = 1024 * 1024
+_FOLLOW = 8 * 1024 * 1024  # bytes that gather before a thread takes them into the digest
+_AHEAD = 8 * 1024 * 1024  # bytes that the kernel is asked to fetch where a read had to wait for the disk
+_READ_AHEAD: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 
 
 class Source(ABC):
@@ -36,6 +43,10 @@ class Source(ABC):
             StreamError: The source cannot be read; retries are over.
         """
 
+    def read_now(self, offset: int, view: memoryview) -> int | None:  # noqa: ARG002  a source that always waits
+        """The same where nothing need be waited for; None where something must be. Raises `StreamError`."""
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Give up what is open."""
@@ -47,6 +58,10 @@ class Sink(ABC):
     @abstractmethod
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`. Raises `StreamError`."""
+
+    def write_now(self, offset: int, view: memoryview) -> bool:  # noqa: ARG002  a sink that always waits
+        """The same where nothing need be waited for; False, with nothing written, where something must be."""
+        return False
 
     @abstractmethod
     async def sync(self, length: int) -> Mapping[str, Any]:
@@ -128,10 +143,14 @@ def identify_file(path: Path, *, with_digest: bool = False) -> dict[str, Any]:
 
 
 class FileSource(Source):
-    """A file, read where the page cache has it or the disk gives it: on the event loop's own thread, as commits are."""
+    """A file, read on the event loop's own thread where the page cache has it, and by another where the disk is asked.
+
+    Where the kernel cannot tell the two apart, or will not for this file system, it is read on the event loop's thread.
+    """
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self._path, self._descriptor, self._size = path, descriptor, size
+        self._flags = _NOWAIT
 
     @classmethod
     async def open(cls, spec: StreamSpec) -> FileSource:
@@ -156,9 +175,33 @@ class FileSource(Source):
 
     async def read_into(self, offset: int, view: memoryview) -> int:
         """See `Source`."""
+        return await anyio.to_thread.run_sync(self._read, offset, view)
+
+    def read_now(self, offset: int, view: memoryview) -> int | None:
+        """See `Source`."""
+        wanted = min(len(view), self._size - offset)
+        if wanted <= 0:
+            return 0
+        if wanted < len(view):
+            view = view[:wanted]
+        try:
+            got = os.preadv(self._descriptor, (view,), offset, self._flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or not self._flags:
+                raise StreamError(self._unreadable(error)) from error
+            self._flags = 0
+            return self.read_now(offset, view)
+        return got if got == wanted else None
+
+    def _read(self, offset: int, view: memoryview) -> int:
+        """In a thread: what is missing, and have the kernel fetch what comes after it."""
         wanted = min(len(view), self._size - offset)
         done = 0
         try:
+            if _READ_AHEAD is not None:
+                os.posix_fadvise(self._descriptor, offset, max(_AHEAD, wanted), _READ_AHEAD)
             while done < wanted:
                 got = os.preadv(self._descriptor, [view[done:wanted]], offset + done)
                 if not got:
@@ -166,9 +209,11 @@ class FileSource(Source):
                     raise SourceChangedError(message)
                 done += got
         except OSError as error:
-            message = f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
-            raise StreamError(message) from error
-        return max(done, 0)
+            raise StreamError(self._unreadable(error)) from error
+        return done
+
+    def _unreadable(self, error: OSError) -> str:
+        return f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
 
     async def close(self) -> None:
         """See `Source`."""
@@ -177,12 +222,66 @@ class FileSource(Source):
             self._descriptor = -1
 
 
+@functools.cache
+def _hashers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "wasman digest")
+
+
+class _RunningDigest:
+    """The sha256 of a file that is being written, taken by a thread behind the writer, out of the page cache.
+
+    What stands before the place up to which a run has written is final: whoever writes it again writes the same bytes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+        self._work: Future[None] | None = None
+        self._stopping = False
+
+    def follow(self, end: int) -> None:
+        """What comes before `end` is written: take up what has gathered, if it is enough."""
+        if end - self._hashed < _FOLLOW or (self._work is not None and not self._work.done()):
+            return
+        self._work = _hashers().submit(self._go_on, end)
+
+    def _go_on(self, end: int) -> None:
+        while not self._stopping and self._hashed < end:
+            part = os.pread(self._descriptor, min(_CHUNK, end - self._hashed), self._hashed)
+            if not part:
+                return
+            self._digest.update(part)
+            self._hashed += len(part)
+
+    def of(self, length: int) -> str:
+        """In a thread: the digest of the first `length` bytes, "" where there are not that many."""
+        self._rest()
+        if self._hashed > length:  # what was written further is not part of it
+            return _sha256(self._descriptor, length)
+        self._go_on(length)
+        return self._digest.hexdigest() if self._hashed == length else ""
+
+    def stop(self) -> None:
+        """The descriptor is about to be closed."""
+        self._stopping = True
+        self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is under way behind this. What the thread could not read is read by `of`, which tells of it."""
+        work, self._work = self._work, None
+        if work is not None and not work.cancel():
+            wait((work,))
+
+
 class FileSink(Sink):
     """A file that appears under its name complete or not at all; until then its part lies beside it."""
 
     def __init__(self, path: Path, part: Path, descriptor: int) -> None:
         self._path, self._part, self._descriptor = path, part, descriptor
         self._named = False
+        self._running = _RunningDigest(descriptor)
+        self._taken: tuple[int, str, int, int] | None = None  # a digest's length and value, the file's size and time
 
     @classmethod
     async def open(cls, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> FileSink:
@@ -206,6 +305,10 @@ class FileSink(Sink):
 
     async def write(self, offset: int, view: memoryview) -> None:
         """See `Sink`."""
+        self.write_now(offset, view)
+
+    def write_now(self, offset: int, view: memoryview) -> bool:
+        """See `Sink`. The page cache takes it."""
         done = 0
         try:
             while done < len(view):
@@ -213,6 +316,8 @@ class FileSink(Sink):
         except OSError as error:
             message = f"the sink {self._part} cannot be written ({error.strerror}); mend that, then unblock"
             raise StreamError(message) from error
+        self._running.follow(offset + done)
+        return True
 
     async def sync(self, length: int) -> Mapping[str, Any]:
         """See `Sink`."""
@@ -231,7 +336,13 @@ class FileSink(Sink):
 
     async def digest(self, length: int) -> str:
         """See `Sink`."""
-        return await anyio.to_thread.run_sync(_sha256, self._descriptor, length)
+        return await anyio.to_thread.run_sync(self._digest, length)
+
+    def _digest(self, length: int) -> str:
+        before = os.fstat(self._descriptor)
+        digest = self._running.of(length)
+        self._taken = (length, digest, before.st_size, before.st_mtime_ns)
+        return digest
 
     async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:  # noqa: ARG002  a file is its name
         """See `Sink`."""
@@ -243,7 +354,8 @@ class FileSink(Sink):
 
     def _publish(self, length: int, digest: str) -> None:
         status = os.fstat(self._descriptor)
-        if status.st_size >= length and _sha256(self._descriptor, length) == digest:
+        untouched = self._taken == (length, digest, status.st_size, status.st_mtime_ns)
+        if untouched or (status.st_size >= length and _sha256(self._descriptor, length) == digest):
             # A stale owner may have written further; its bytes are not part of the result.
             os.ftruncate(self._descriptor, length)
             os.fsync(self._descriptor)
@@ -265,6 +377,7 @@ class FileSink(Sink):
 
     async def close(self) -> None:
         """See `Sink`."""
+        self._running.stop()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

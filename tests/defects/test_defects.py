@@ -153,13 +153,20 @@ async def test_r06a_streams_go_on_where_the_snapshot_stands(
     data = os.urandom(9000)
     (tmp_path / "in").write_bytes(data)
     offsets: list[int] = []
-    read = FileSource.read_into
+    read, read_now = FileSource.read_into, FileSource.read_now
 
     async def note_read(self: FileSource, offset: int, view: memoryview) -> int:
         offsets.append(offset)
         return await read(self, offset, view)
 
+    def note_read_now(self: FileSource, offset: int, view: memoryview) -> int | None:
+        count = read_now(self, offset, view)
+        if count is not None:
+            offsets.append(offset)
+        return count
+
     monkeypatch.setattr(FileSource, "read_into", note_read)
+    monkeypatch.setattr(FileSource, "read_now", note_read_now)
     some = wat.raw(
         f"(global.set $got (call $stream_data (i32.const 0) (i32.const {wat.BUFFER}) (i32.const 3000)))"
         f"(drop (call $stream_data (i32.const 1) (i32.const {wat.BUFFER}) (global.get $got)))"

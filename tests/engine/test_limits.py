@@ -81,7 +81,7 @@ CASES = {
         (_grows,),
         {"memory": 1024 * 1024},
         "2097152",
-        "the guest of w uses 1,310,720 bytes of memory and may use 1,048,576",
+        "the guest of w wants 1,310,720 bytes of memory and may use 1,048,576",
         [0],
     ),
     "table_elements": Case(

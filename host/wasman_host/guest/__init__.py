@@ -3,6 +3,7 @@
 binary      reading and rewriting a module's sections, without compiling it
 capi        the wasmtime C API, as far as it is used
 engine      the process-wide engine, its settings and its epoch ticker
+cache       compiled code on the local disk
 module      a checked, compiled module, ready to be instantiated
 live        one guest: enter it, park it, wake it, read and restore its memory
 imports     how a host function is called from wasm, so that nothing is ever raised through it

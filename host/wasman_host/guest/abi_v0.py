@@ -8,7 +8,8 @@
     stream_data(direction, ptr, len) -> i32
                                 direction 0 download, 1 upload; bytes moved; 0 end; -1 failed; an upload of 0 closes
 
-All but the clock park the guest: what they ask for is a `Request`, which the instance's driver answers.
+All but the clock park the guest: what they ask for is a `Request`, which the instance's driver answers. Streams park it
+only where their bytes are not ready.
 """
 
 from __future__ import annotations
@@ -105,10 +106,12 @@ def _stream_data(guest: Guest, direction: int, pointer: int, length: int) -> int
     view = guest.view(pointer, length)
     if view is None:
         return _outside("the buffer of stream_data", pointer, length)
-    if direction == _DOWNLOAD:
-        return Download(view)
-    if direction == _UPLOAD:
-        return Upload(view)
+    if direction in (_DOWNLOAD, _UPLOAD):
+        moved = guest.transfer(view, direction == _UPLOAD)
+        if moved is not None:
+            guest.unspent()
+            return moved
+        return Upload(view) if direction == _UPLOAD else Download(view)
     return Refused("BadDirection", f"stream_data: direction {direction} is neither 0 (download) nor 1 (upload)")
 
 

@@ -1,7 +1,9 @@
 """A wasm module's sections: what must be known of it, and rewritten in it, before it is compiled.
 
-Rewritten are two things. Every mutable global is exported (as `__wasman_global_N`), so that a snapshot can hold it. The
-start section is taken out and its function exported, because it would run again at every restore.
+Rewritten are four things. Every mutable global is exported (as `__wasman_global_N`), so that a snapshot can hold it.
+Every table is exported (as `__wasman_table_N`), so that its size can be looked at. The start section is taken out and
+its function exported, because it would run again at every restore. Data segments that lie at known places are emptied,
+and passive: their bytes are mapped into the memory (`initial_data`); copied, they would be pages of the guest's own.
 
 Source: WebAssembly Core Specification 2.0, chapter 5.5 (modules) and 7.4 (name section).
 """
@@ -9,16 +11,21 @@ Source: WebAssembly Core Specification 2.0, chapter 5.5 (modules) and 7.4 (name 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from attrs import field, frozen
+from attrs import asdict, frozen
 
 from wasman_host.errors import InvalidModuleError
 
-__all__ = ["Function", "Import", "ModuleBinary", "parse"]
+__all__ = ["REWRITER", "Function", "Import", "ModuleBinary", "initial_data", "parse"]
+
+REWRITER = "2"  # in the key of cached code: raise it when anything changes that is rewritten or read here
 
 _MAGIC = b"\0asm"
 _VERSION = b"\1\0\0\0"
-_CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START = range(9)
+_CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START, _ELEMENT, _CODE, _DATA = range(12)
+_WASM_PAGE = 65536
+_MAX_TABLES = 100  # more than any guest may have
 _TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128", 0x70: "funcref", 0x6F: "externref"}
 _KINDS = ("func", "table", "memory", "global", "tag")
 GLOBAL_PREFIX = "__wasman_global_"
@@ -53,19 +60,17 @@ class ModuleBinary:
     """What a module says of itself.
 
     Attributes:
-        data: The rewritten module.
         imports: All imports, in order.
         functions: Exported functions by name, as their author wrote them.
         memory: (initial, maximum or None) 64 KiB pages of its own memory, None where it has none.
         shared: Whether that memory is shared between threads.
         memory_exported: Whether it is exported as "memory".
         globals: Names under which its mutable globals are exported, in order, with their types.
-        tables: Names under which its tables are exported, where they may grow.
+        tables: Names under which its own tables are exported, in order.
         stack_pointer: Which of `globals` is the stack pointer, or None where it cannot be told.
         has_start: Whether a start function was taken out.
     """
 
-    data: bytes = field(repr=False)
     imports: Sequence[Import]
     functions: Mapping[str, Function]
     memory: tuple[int, int | None] | None
@@ -75,6 +80,27 @@ class ModuleBinary:
     tables: Sequence[str]
     stack_pointer: int | None
     has_start: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ModuleBinary:
+        """What `to_json` gave."""
+        imports = [
+            Import(**{**item, "type": item["type"] and Function(**item["type"])}) for item in fields["imports"]
+        ]  # fmt: skip
+        memory = fields["memory"]
+        return cls(
+            **{
+                **fields,
+                "imports": imports,
+                "functions": {name: Function(**function) for name, function in fields["functions"].items()},
+                "memory": memory and (memory[0], memory[1]),
+                "globals": [(name, kind) for name, kind in fields["globals"]],
+            }
+        )
 
 
 class _Reader:
@@ -249,12 +275,11 @@ def _stack_pointer_name(custom: bytes) -> int | None:
     return None
 
 
-def parse(data: bytes, *, tables: bool = False) -> ModuleBinary:
+def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
     """Read a module's sections and rewrite it for snapshots. It is not validated: compiling does that.
 
-    Args:
-        data: The module.
-        tables: Whether its tables are to be exported as well, because they may grow.
+    Returns:
+        The rewritten module, and what its sections say.
 
     Raises:
         InvalidModuleError: The bytes are no module, or one whose sections make no sense. The message continues a
@@ -266,7 +291,6 @@ def parse(data: bytes, *, tables: bool = False) -> ModuleBinary:
     own: list[int] = []
     memory: tuple[int, int | None] | None = None
     shared = False
-    own_tables = 0
     mutable: list[tuple[int, str, int | None]] = []  # index, type, initial value
     exports: list[tuple[str, int, int]] = []
     start: int | None = None
@@ -279,8 +303,6 @@ def parse(data: bytes, *, tables: bool = False) -> ModuleBinary:
             imports = _imports(reader, types)
         elif number == _FUNCTION:
             own = [reader.unsigned() for _ in range(reader.unsigned())]
-        elif number == _TABLE:
-            own_tables = reader.unsigned()
         elif number == _MEMORY:
             for _ in range(reader.unsigned()):
                 initial, maximum, flags = reader.limits()
@@ -321,26 +343,85 @@ def parse(data: bytes, *, tables: bool = False) -> ModuleBinary:
         ),
     )
     added = [(name, 3, index) for (name, _), (index, _, _) in zip(names, mutable, strict=True)]
+    tables = _tables(sections, sum(item.kind == "table" for item in imports))
+    added += [(f"{TABLE_PREFIX}{index}", 1, index) for index in tables]
     if start is not None:
         added.append((START_EXPORT, 0, start))
-    grows = [f"{TABLE_PREFIX}{index}" for index in range(own_tables)] if tables else []
-    added += [(name, 1, index) for index, name in enumerate(grows)]  # none is imported
-    return ModuleBinary(
-        data=_rewritten(sections, [*exports, *added]) if added else data,
+    segments = next((_segments(content, size) for number, content in sections if number == _DATA), None)
+    binary = ModuleBinary(
         imports=imports,
         functions=functions,
         memory=memory,
         shared=shared,
         memory_exported=any(name == "memory" and kind == 2 for name, kind, _ in exports),  # noqa: PLR2004  an export kind
         globals=names,
-        tables=grows,
+        tables=[f"{TABLE_PREFIX}{index}" for index in tables],
         stack_pointer=stack_pointer,
         has_start=start is not None,
     )
+    return (_rewritten(sections, [*exports, *added], segments) if added or segments else data), binary
 
 
-def _rewritten(sections: Sequence[tuple[int, bytes]], exports: Sequence[tuple[str, int, int]]) -> bytes:
-    """The module with another export section and without its start section."""
+def _tables(sections: Sequence[tuple[int, bytes]], imported: int) -> Sequence[int]:
+    """The indices of a module's own tables."""
+    count = sum(_Reader(content).unsigned() for number, content in sections if number == _TABLE)
+    return range(imported, imported + min(count, _MAX_TABLES))
+
+
+@frozen
+class _Segment:
+    """One data segment; `offset` is where it goes, None for a passive one."""
+
+    offset: int | None
+    content: bytes
+
+
+def _segments(section: bytes, size: int) -> list[_Segment] | None:
+    """The data segments; None where one of them lies at a place that is not known, or outside of `size` bytes."""
+    reader = _Reader(section)
+    segments = []
+    for _ in range(reader.unsigned()):
+        flags = reader.unsigned()
+        offset: int | None = None
+        if flags != 1:
+            if flags:
+                return None
+            place = _constant(reader)
+            if place is None:
+                return None
+            offset = place & 0xFFFFFFFF
+        content = reader.bytes(reader.unsigned())
+        if offset is not None and offset + len(content) > size:
+            return None
+        segments.append(_Segment(offset, content))
+    return segments if reader.done else None
+
+
+def initial_data(data: bytes) -> tuple[int, list[tuple[int, bytes]]] | None:
+    """What the memory of a module holds before any code of it runs: its size, and bytes at their offsets.
+
+    None where only instantiating the module tells: its data was left in it then. `parse` has read the module before.
+    """
+    size = 0
+    for number, content in _sections(data):
+        if number == _MEMORY:
+            reader = _Reader(content)
+            if reader.unsigned():
+                size = reader.limits()[0] * _WASM_PAGE
+        elif number == _DATA:
+            segments = _segments(content, size)
+            if segments is None:
+                return None
+            return size, [(one.offset, one.content) for one in segments if one.offset is not None and one.content]
+    return size, []
+
+
+def _rewritten(
+    sections: Sequence[tuple[int, bytes]],
+    exports: Sequence[tuple[str, int, int]],
+    segments: Sequence[_Segment] | None,
+) -> bytes:
+    """The module with another export section, without its start section, its active data emptied and passive."""
     content = _number(len(exports)) + b"".join(
         _text(name) + bytes([kind]) + _number(index) for name, kind, index in exports
     )
@@ -348,4 +429,9 @@ def _rewritten(sections: Sequence[tuple[int, bytes]], exports: Sequence[tuple[st
     # Sections stand in the order of their numbers, custom ones anywhere; the export section follows the globals (6).
     place = next((i for i, (number, _) in enumerate(kept) if number > _EXPORT), len(kept))
     kept.insert(place, (_EXPORT, content))
+    if segments is not None:
+        emptied = _number(len(segments)) + b"".join(
+            b"\1" + (_number(len(one.content)) + one.content if one.offset is None else b"\0") for one in segments
+        )
+        kept = [(number, emptied if number == _DATA else body) for number, body in kept]
     return b"".join((_MAGIC, _VERSION, *(bytes([number]) + _number(len(body)) + body for number, body in kept)))

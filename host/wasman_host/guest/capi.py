@@ -5,7 +5,7 @@ that ships in the same wheel costs 0.5 to 4 us and has one. Signatures follow wa
 `store.h`, `memory.h`, `global.h` and `trap.h` (Apache-2.0 WITH LLVM-exception), version 50.
 
 Two loaders: `_lib` gives up the GIL around a call (entering a guest, so that the epoch ticker runs meanwhile), `_pylib`
-keeps it (tiny calls that never come back into Python).
+keeps it (tiny calls, which may come back into Python: every callback from under the other would have to wait for it).
 
 What the API does not forgive, it answers by aborting the process: a store deleted before its future, a poll after
 "ready", a callback that leaves its continuation unfilled, an address of an object that Python has freed.
@@ -30,6 +30,7 @@ __all__ = [
     "context_of",
     "define_async",
     "define_unchecked",
+    "error_new",
     "error_text",
     "export_get",
     "future_delete",
@@ -37,10 +38,12 @@ __all__ = [
     "global_set",
     "instantiate_async",
     "limit",
-    "memory_data",
+    "memory_creator",
     "memory_grow",
-    "memory_size",
+    "memory_guard",
+    "memory_reservation",
     "poll",
+    "poll_at_once",
     "set_epoch_deadline",
     "store_delete",
     "store_new",
@@ -87,25 +90,28 @@ define_unchecked = _bind(
 instantiate_async = _bind(_lib, "wasmtime_instance_pre_instantiate_async", _P, _P, _P, _P, _P, _P)
 call_async = _bind(_lib, "wasmtime_func_call_async", _P, _P, _P, _P, c_size_t, _P, c_size_t, _P, _P)
 poll = _bind(_lib, "wasmtime_call_future_poll", c_bool, _P)
+poll_at_once = _bind(_pylib, "wasmtime_call_future_poll", c_bool, _P)  # where no code of a guest runs
 future_delete = _bind(_lib, "wasmtime_call_future_delete", None, _P)
 store_new = _bind(_pylib, "wasmtime_store_new", _P, _P, _P, _P)
 context_of = _bind(_pylib, "wasmtime_store_context", _P, _P)
-store_delete = _bind(_lib, "wasmtime_store_delete", None, _P)
+store_delete = _bind(_pylib, "wasmtime_store_delete", None, _P)
 limit = _bind(_pylib, "wasmtime_store_limiter", None, _P, c_int64, c_int64, c_int64, c_int64, c_int64)
 export_get = _bind(_pylib, "wasmtime_instance_export_get", c_bool, _P, _P, c_char_p, c_size_t, _P)
 set_epoch_deadline = _bind(_pylib, "wasmtime_context_set_epoch_deadline", None, _P, c_uint64)
 # What this returns is garbage in wasmtime 50, although its header says it is an error.
 yield_at_epoch = _bind(_pylib, "wasmtime_context_epoch_deadline_async_yield_and_update", None, _P, c_uint64)
-memory_data = _bind(_pylib, "wasmtime_memory_data", _P, _P, _P)
 table_size = _bind(_pylib, "wasmtime_table_size", c_uint64, _P, _P)
-memory_size = _bind(_pylib, "wasmtime_memory_data_size", c_size_t, _P, _P)
-memory_grow = _bind(_lib, "wasmtime_memory_grow", _P, _P, _P, c_uint64, _P)
+memory_creator = _bind(_pylib, "wasmtime_config_host_memory_creator_set", None, _P, _P)
+memory_reservation = _bind(_pylib, "wasmtime_config_memory_reservation_set", None, _P, c_uint64)
+memory_guard = _bind(_pylib, "wasmtime_config_memory_guard_size_set", None, _P, c_uint64)
+memory_grow = _bind(_pylib, "wasmtime_memory_grow", _P, _P, _P, c_uint64, _P)
 global_get = _bind(_pylib, "wasmtime_global_get", None, _P, _P, _P)
 global_set = _bind(_pylib, "wasmtime_global_set", _P, _P, _P, _P)
 trap_new = _bind(_pylib, "wasmtime_trap_new", _P, c_char_p, c_size_t)
 _trap_code = _bind(_pylib, "wasmtime_trap_code", c_bool, _P, _P)
 _trap_message = _bind(_pylib, "wasm_trap_message", None, _P, _P)
 _trap_delete = _bind(_pylib, "wasm_trap_delete", None, _P)
+error_new = _bind(_pylib, "wasmtime_error_new", _P, c_char_p)
 _error_message = _bind(_pylib, "wasmtime_error_message", None, _P, _P)
 _error_delete = _bind(_pylib, "wasmtime_error_delete", None, _P)
 _bytes_delete = _bind(_pylib, "wasm_byte_vec_delete", None, _P)

@@ -17,13 +17,15 @@ from wasmtime import Config, Engine, _ffi
 
 from wasman_host.guest import capi
 from wasman_host.guest.limits import MAX_STACK, STACK, STACK_STEP
+from wasman_host.guest.linear import provide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "snapshot_engine", "ticker"]
+__all__ = ["SETTINGS", "TICK", "GuestEngine", "engine", "engine_of", "settings", "snapshot_engine", "ticker"]
 
 SETTINGS = "1"  # kept in every record: raise it when a setting below changes what a guest can observe
+_LINGERS = 100  # ticks without a guest until the ticker sleeps: waking it costs more than a restore
 TICK = 0.01  # seconds between two epochs: how long a busy guest may keep the event loop
 _ABOVE = 1536 * 1024  # bytes of the native stack beyond the guest's: for host functions
 
@@ -38,20 +40,31 @@ _OFF = (
 _OFF_FOR_SNAPSHOTS = ("reference_types", "tail_call", "relaxed_simd")
 
 
-def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
-    config = Config()
-    config.epoch_interruption = True
-    switches: Mapping[str, bool] = {f"wasm_{name}": False for name in features_off}
-    for name, on in {
-        **switches,
+def _switches(features_off: tuple[str, ...]) -> Mapping[str, bool]:
+    return {
+        **{f"wasm_{name}": False for name in features_off},
+        "epoch_interruption": True,
         "wasm_relaxed_simd_deterministic": True,
         "cranelift_nan_canonicalization": True,
         "memory_may_move": False,
+        # Wasmtime would map data into a memory that it takes for one of its own, and ends the process over ours.
+        "memory_init_cow": False,
         "shared_memory": False,
-    }.items():
+    }
+
+
+def settings() -> Mapping[str, str | bool]:
+    """All that compiled code depends on besides its module and wasmtime's version."""
+    return {"settings": SETTINGS, **_switches(_OFF)}
+
+
+def _config(features_off: tuple[str, ...], stack: int = STACK) -> Config:
+    config = Config()
+    for name, on in _switches(features_off).items():
         _set(config, name, on)
     _set_size(config, "max_wasm_stack", stack)
     _set_size(config, "async_stack_size", stack + _ABOVE)
+    provide(config)
     return config
 
 
@@ -96,7 +109,7 @@ def snapshot_engine() -> Engine:
 
 
 class _Ticker:
-    """Raises the engine's epoch every `TICK` seconds while guests run, and sleeps while none does."""
+    """Raises the engine's epoch every `TICK` seconds while guests run, and sleeps when none has for a while."""
 
     def __init__(self) -> None:
         self._awake = threading.Event()
@@ -117,13 +130,15 @@ class _Ticker:
         return inside
 
     def _run(self) -> None:
+        idle = 0
         while True:
             self._awake.wait()
             self._entered = False
             time.sleep(TICK)
             for one in list(_engines.values()):
                 one.engine.increment_epoch()
-            if not self._running():
+            idle = 0 if self._running() else idle + 1
+            if idle > _LINGERS:
                 self._awake.clear()
                 if self._running():  # it was entered between the two lines above
                     self._awake.set()

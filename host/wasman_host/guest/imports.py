@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from ctypes import c_void_p
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
@@ -82,7 +83,7 @@ def _continue(_: int | None) -> bool:
     return current.guest.hand_over()
 
 
-_CONTINUE = ctypes.cast(_continue, ctypes.c_void_p).value
+_CONTINUE = ctypes.cast(_continue, c_void_p).value
 
 
 def _unchecked(function: HostFunction) -> Any:
@@ -95,6 +96,8 @@ def _unchecked(function: HostFunction) -> Any:
     @capi.UNCHECKED_CALLBACK  # type: ignore[untyped-decorator]  # see _continue
     def callback(_env: int | None, _caller: int | None, values: int, _count: int) -> int:
         guest = current.guest
+        if guest.exceeded or (guest.tables and guest.look()):
+            return capi.trap_new(_STOP, len(_STOP)) or 0
         words = words_type.from_address(values) if values else None
         try:
             result = body(guest, *[words[slot] & mask for slot, mask in slots])  # type: ignore[index]
@@ -121,12 +124,16 @@ def _asynchronous(function: HostFunction) -> Any:
         _env: int | None, _caller: int | None, args: int, _count: int, results: int, _nresults: int, trap: int, out: int
     ) -> None:
         # The continuation comes first: wasmtime aborts the process over one that is not filled.
-        cell = (ctypes.c_void_p * 3).from_address(out)
+        cell = (c_void_p * 3).from_address(out)
         cell[0], cell[1], cell[2] = _CONTINUE, None, None
         guest = current.guest
         try:
             # Where there is no result, its place is no address: an empty array begins anywhere.
             guest.parking(results if function.result else None, kind)
+            if guest.exceeded or (guest.tables and guest.look()):
+                guest.answer(0)
+                c_void_p.from_address(trap).value = capi.trap_new(_STOP, len(_STOP))
+                return
             words = words_type.from_address(args)
             result = body(guest, *[words[slot] & mask for slot, mask in slots])
             if isinstance(result, Request):
@@ -136,7 +143,7 @@ def _asynchronous(function: HostFunction) -> Any:
         except BaseException as error:  # noqa: BLE001  nothing may pass through wasm, KeyboardInterrupt included
             guest.stopping = error
             guest.answer(0)
-            ctypes.c_void_p.from_address(trap).value = capi.trap_new(_STOP, len(_STOP))
+            c_void_p.from_address(trap).value = capi.trap_new(_STOP, len(_STOP))
 
     return callback
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, byref
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ from wasman_host.guest import capi
 from wasman_host.guest.engine import engine_of, ticker
 from wasman_host.guest.imports import Request, StopGuest, current
 from wasman_host.guest.limits import MAX_TABLE
-from wasman_host.guest.memory import PAGE, maps
+from wasman_host.guest.linear import CAPACITY, LinearMemory
+from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
     from wasman_host.guest.limits import GuestLimits
@@ -33,8 +34,8 @@ _WASM_PAGE = 65536
 _KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
-_MAX_MEMORY = 4 * 1024**3  # what a module can address
 _MAX_PARTS = 8  # tables of a module
+_NO_TICK = 1 << 32  # epochs that never pass
 
 
 @frozen
@@ -78,27 +79,42 @@ class Exceeded:
 
     Attributes:
         limit: "memory", "table_elements" or "stack".
-        used: Bytes or elements, 0 where they were not counted.
+        used: Bytes that it wanted, or elements of its largest table; 0 where they were not counted.
         backtrace: The wasm frames where there are some, innermost first.
+        refused: Why the system gave less than the limit allows, "" where it did not.
     """
 
     limit: str
     used: int = 0
     backtrace: str = ""
+    refused: str = ""
+
+
+def _never_ready(_view: memoryview, _upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
+    return None
 
 
 class Guest:
     """One instance of a module in a store of its own.
 
     Attributes:
-        base: Where its linear memory begins, an address of this process.
+        linear: Its linear memory.
         world: What WASI shows it: clock, random, output.
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
+        transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
+        exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
+        tables: Its tables, where they can grow.
     """
 
-    def __init__(self, module: GuestModule, world: World, limits: GuestLimits) -> None:
+    def __init__(self, module: GuestModule, world: World, limits: GuestLimits, image: Image | None = None) -> None:
         """Instantiate `module`; no code of it runs.
+
+        Args:
+            module: What of.
+            world: What it is shown.
+            limits: What it may use.
+            image: What its memory is to hold, where that is known already: `restore` lays it else.
 
         Raises:
             GuestLimitError: It wants more to begin with than it may have.
@@ -107,6 +123,9 @@ class Guest:
         self.world = world
         self.request: Request | None = None
         self.stopping: BaseException | None = None
+        self.transfer: Callable[[memoryview, bool], int | None] = _never_ready
+        self.exceeded = False
+        self.tables: Sequence[int] = ()
         self._limits = limits
         self._future: int | None = None
         self._answer: int | None = None
@@ -114,16 +133,17 @@ class Guest:
         self._spent = 0.0
         self._yielded = False
         self._trap, self._error = ctypes.c_void_p(), ctypes.c_void_p()
-        self._image: Image | None = None
         self._functions: dict[str, capi.Extern] = {}
+        self.linear = LinearMemory(limits.memory, (image or module.initial) if module.initial else None)
         prepared = module.prepared(limits.stack)
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
-        # Memory and tables are limited by looking at them (`_over`): a guest that is refused a growth would go on, and
-        # do otherwise than under a higher limit.
-        elements = MAX_TABLE if module.binary.tables else limits.table_elements
-        capi.limit(self._store, _MAX_MEMORY, elements, 1, _MAX_PARTS, 1)
+        # Tables that can change are limited by looking at them (`look`): a guest that is refused a growth would go on,
+        # and do otherwise than under a higher limit.
+        elements = MAX_TABLE if module.snapshots else limits.table_elements
+        capi.limit(self._store, CAPACITY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
-        capi.set_epoch_deadline(self._context, 1)
+        # Constant expressions may be compiled to a function that looks at the epoch; every `resume` sets it anew.
+        capi.set_epoch_deadline(self._context, _NO_TICK)
         capi.yield_at_epoch(self._context, 1)
         self._instance = capi.Instance()
         future = capi.instantiate_async(
@@ -134,35 +154,47 @@ class Guest:
             addressof(self._error),
         )
         current.guest = self
-        done = capi.poll(future)
-        assert done, "instantiation runs no code that could wait"
+        while not capi.poll_at_once(future):  # data that is copied is copied by code, which yields as any other
+            continue
         capi.future_delete(future)
         problem = self._take_problem()
         if problem is not None:
             self.close()
-            if "table" in problem and "limit" in problem:
-                message = (
-                    f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
-                    f"the instance may have; raise the limit and unblock"
-                )
-                raise GuestLimitError(message, "table_elements")
-            raise InvalidModuleError(problem)
+            raise self._not_made(problem)
         self._memory = self._export("memory")
         self._memory_address = addressof(self._memory.of.memory)
         self._globals = [(_KINDS[kind], self._export(name)) for name, kind in module.binary.globals]
-        self._tables = [self._export(name) for name in module.binary.tables]
-        self.base: int = capi.memory_data(self._context, self._memory_address)
-        self._size = 0
-        self._view = memoryview(b"")
-        self._measure()
-        if self._size > limits.memory:
-            size = self._size
-            self.close()
+        if module.snapshots:
+            self._tables = [self._export(name) for name in module.binary.tables]
+            self.tables = [addressof(table.of.table) for table in self._tables]
+            if self.look():
+                self.close()
+                raise self._not_made("table")
+
+    def _not_made(self, problem: str) -> BaseException:
+        if self.stopping is not None:
+            return self.stopping
+        memory, limits, limit = self.linear, self._limits, "memory"
+        if memory.refused:
+            limit = ""
             message = (
-                f"the module wants {size:,} bytes of memory to begin with and the instance may have "
+                f"this machine refuses the {memory.wanted:,} bytes of memory that the module wants to begin with "
+                f"({memory.refused}); free some and unblock"
+            )
+        elif memory.wanted:
+            message = (
+                f"the module wants {memory.wanted:,} bytes of memory to begin with and the instance may have "
                 f"{limits.memory:,}; raise the limit and unblock"
             )
-            raise GuestLimitError(message, "memory")
+        elif "table" in problem:
+            limit = "table_elements"
+            message = (
+                f"the module wants larger tables to begin with than the {limits.table_elements:,} elements that "
+                f"the instance may have; raise the limit and unblock"
+            )
+        else:
+            return InvalidModuleError(problem)
+        return GuestLimitError(message, limit)
 
     def _export(self, name: str) -> capi.Extern:
         export, encoded = capi.Extern(), name.encode()
@@ -202,8 +234,7 @@ class Guest:
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
         """Run the guest until it waits, yields or ends. Raises what a host function raised.
 
-        A guest that has more memory, or a larger table, than it may is seen at the next of these, at the latest after
-        one tick.
+        A guest that wanted more than it may have is not heard any more: that it did is all that is said.
         """
         assert self._future is not None, "the guest was entered"
         current.guest = self
@@ -223,9 +254,8 @@ class Guest:
             self._future = None
             self._spent, self._yielded = 0.0, False
             return self._ended()
-        over = self._over()
-        if over is not None:
-            return over
+        if self.exceeded or (self.tables and self.look()):
+            return self._exceeding()
         if self.request is not None:
             self._spent, self._yielded = 0.0, False
             return Parked(self.request)
@@ -236,13 +266,14 @@ class Guest:
         stopping, self.stopping = self.stopping, None
         code = capi.trap_code(self._trap.value) if self._trap.value else None
         problem = self._take_problem()
+        if self.exceeded or (self.tables and self.look()):
+            if stopping is not None and not isinstance(stopping, StopGuest):
+                raise stopping
+            return self._exceeding()
         if isinstance(stopping, StopGuest):
             return Ended(code=stopping.code)
         if stopping is not None:
             raise stopping
-        over = self._over()
-        if over is not None:
-            return over
         if problem is None:
             values = [
                 self._results[place].of.i32 if kind == 0 else self._results[place].of.i64
@@ -257,16 +288,18 @@ class Guest:
         reason = (cause or problem).strip().splitlines()[-1].strip()
         return Trapped(reason, frames)
 
-    def _over(self) -> Exceeded | None:
-        """The limit that the guest's memory or one of its tables is over, if one is."""
-        self._measure()
-        if self._size > self._limits.memory:
-            return Exceeded("memory", self._size)
-        for table in self._tables:
-            elements = capi.table_size(self._context, addressof(table.of.table))
-            if elements > self._limits.table_elements:
-                return Exceeded("table_elements", elements)
-        return None
+    def look(self) -> bool:
+        """Whether a table has grown beyond the limit."""
+        self.exceeded = self._largest_table() > self._limits.table_elements
+        return self.exceeded
+
+    def _largest_table(self) -> int:
+        return max((capi.table_size(self._context, table) for table in self.tables), default=0)
+
+    def _exceeding(self) -> Exceeded:
+        if self.linear.wanted:
+            return Exceeded("memory", self.linear.wanted, refused=self.linear.refused)
+        return Exceeded("table_elements", self._largest_table())
 
     def _take_problem(self) -> str | None:
         if self._trap.value:
@@ -287,6 +320,10 @@ class Guest:
         """Give the host call that the guest waits in its result; the next `resume` goes on behind it."""
         self._answer = value
 
+    def unspent(self) -> None:
+        """The guest was served without waiting: a turn of it begins, as after a wait."""
+        self._spent = 0.0
+
     def hand_over(self) -> bool:
         """Write the answer to where wasmtime wants it; False while there is none."""
         if self._answer is None:
@@ -303,22 +340,20 @@ class Guest:
 
     # Memory. Guest pointers are hostile: every one is checked against the memory's present size.
 
-    def _measure(self) -> None:
-        size = capi.memory_size(self._context, self._memory_address)
-        if size != self._size:
-            self._size = size
-            self._view = memoryview((ctypes.c_ubyte * size).from_address(self.base)).cast("B")
+    @property
+    def base(self) -> int:
+        """Where the linear memory begins, an address of this process."""
+        return self.linear.base
 
     def view(self, pointer: int, length: int) -> memoryview | None:
         """The guest's bytes themselves, or None where they are not all inside its memory.
 
         Valid until the guest runs again or is closed.
         """
-        if pointer + length > self._size:
-            self._measure()
-            if pointer + length > self._size:
-                return None
-        return self._view[pointer : pointer + length]
+        memory = self.linear
+        if pointer + length > memory.size:
+            return None
+        return memory.view[pointer : pointer + length]
 
     def read(self, pointer: int, length: int) -> bytes | None:
         """A copy of the guest's bytes, or None where they are not all inside its memory."""
@@ -335,15 +370,14 @@ class Guest:
 
     def memory(self) -> memoryview:
         """All of the linear memory; valid until the guest runs again or is closed."""
-        self._measure()
-        return self._view
+        return self.linear.view
 
     def written(self) -> int:
         """Bytes of memory that this guest has for itself: pages it has written, or all where that cannot be told."""
-        self._measure()
-        if self._image is None or not maps():
-            return self._size
-        return PAGE * sum(count for _, count in self._image.written(self.base, self._size))
+        memory = self.linear
+        if memory.image is None or not memory.image.mapped:
+            return memory.size
+        return PAGE * sum(count for _, count in memory.image.written(memory.base, memory.size))
 
     def globals(self) -> list[tuple[int, bytes]]:
         """The mutable globals in the module's order: (value kind, value bytes)."""
@@ -367,14 +401,22 @@ class Guest:
                 f"raise the limit and unblock"
             )
             raise GuestLimitError(message, "memory")
-        if image.size > self._size:
+        memory = self.linear
+        if image.size > memory.size:
             before = ctypes.c_uint64()
-            pages = (image.size - self._size) // _WASM_PAGE
+            pages = (image.size - memory.size) // _WASM_PAGE
+            current.guest = self
             error = capi.memory_grow(self._context, self._memory_address, pages, byref(before))
             if error:
-                message = f"the snapshot's memory does not fit its module: {capi.error_text(error)}; restore a backup"
+                why = capi.error_text(error)
+                if memory.refused:
+                    message = (
+                        f"this machine refuses the {memory.wanted:,} bytes of memory that the snapshot holds "
+                        f"({memory.refused}); free some and unblock"
+                    )
+                    raise GuestLimitError(message)
+                message = f"the snapshot's memory does not fit its module: {why}; restore a backup"
                 raise InvalidModuleError(message)
-            self._measure()
         self.lay(image)
         value = capi.Value()
         at = addressof(value) + 8
@@ -388,16 +430,14 @@ class Guest:
 
     def lay(self, image: Image) -> None:
         """Lay an image under the memory, which is at least as large."""
-        image.lay(self.base)
-        self._image = image
+        self.linear.lay(image)
 
     def close(self) -> None:
         """Drop the guest, parked or not. Its views become invalid."""
-        self._view = memoryview(b"")
-        self._size = 0
         if self._future is not None:
             capi.future_delete(self._future)
             self._future = None
         if self._store is not None:
             capi.store_delete(self._store)
             self._store = None
+        self.linear.close()

@@ -27,7 +27,7 @@ from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps"]
+__all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "no_huge_pages"]
 
 logger = logging.getLogger("wasman.memory")
 
@@ -40,7 +40,8 @@ _REBASE = 512  # pages that may differ from the image before a new one is taken:
 
 _PROT_READ_WRITE, _MAP_PRIVATE_FIXED = 3, 2 | 16
 _MADV_NOHUGEPAGE = 15
-_SEALS = 0x000F  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE: a write would show in every guest
+_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
+_SPARE_PAGES = 16 * 1024  # 64 MiB
 _F_ADD_SEALS = 1033
 _PAGEMAP_SCAN = 0xC0606610
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -84,6 +85,10 @@ class _Kernel:
         """Map a file over the memory at `address`."""
         if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        self.no_huge_pages(address, size)
+
+    def no_huge_pages(self, address: int, size: int) -> None:
+        """What is written there shall count by small pages."""
         if self._huge:
             self._madvise(address, size, _MADV_NOHUGEPAGE)
 
@@ -128,8 +133,14 @@ def _probed() -> bool:
 
 
 def maps() -> bool:
-    """Whether images are mapped here, or copied and compared."""
+    """Whether images are mapped here where they can be, or all copied and compared."""
     return _probed()
+
+
+def no_huge_pages(address: int, size: int) -> None:
+    """A write to the memory at `address` shall make no more than one page: pages are what is listed and counted."""
+    if _probed():
+        _kernel().no_huge_pages(address, size)
 
 
 _kernels: list[_Kernel] = []
@@ -146,15 +157,25 @@ class Image(ABC):
 
     Attributes:
         size: Bytes of the memory.
-        view: Its bytes.
+        view: Its bytes, for as long as this image is kept.
+        mapped: Whether it is mapped, not copied.
     """
 
     size: int
     view: memoryview
+    mapped: bool
+
+    def page(self, number: int) -> bytes:
+        """One of its pages; beyond its end all are zero."""
+        at = number * PAGE
+        return bytes(self.view[at : at + PAGE]) if at < self.size else _ZEROS
 
     @abstractmethod
-    def lay(self, address: int) -> None:
-        """Make the memory at `address`, which has at least `size` bytes, what this image holds."""
+    def lay(self, address: int, *, fresh: bool = False) -> None:
+        """Make the memory at `address`, which has at least `size` bytes, what this image holds.
+
+        The image must be kept for as long as it lies there. `fresh` says that the memory holds nothing but zeros.
+        """
 
     @abstractmethod
     def written(self, address: int, size: int) -> Runs:
@@ -164,69 +185,179 @@ class Image(ABC):
         """
 
 
+Parts: TypeAlias = Sequence[tuple[int, bytes | memoryview]]
+
+
+class _File:
+    """A memory file with a mapping through which it is written and read. Its pages are there to be used again.
+
+    Attributes:
+        descriptor: To map it by.
+        size: Its bytes.
+        bytes: They themselves.
+        pages: One bit for each page that holds something, or has held it.
+        forks: How many forks lie before it: the files of a parent are not a child's to write.
+    """
+
+    __slots__ = ("bytes", "descriptor", "forks", "pages", "size")
+
+    def __init__(self, size: int, parts: Parts) -> None:
+        self.size = size
+        self.forks = _Files.forks
+        self.descriptor = os.memfd_create("wasman image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, size)
+            self.bytes = memoryview(mmap.mmap(self.descriptor, size))
+            for offset, data in parts:
+                done = 0
+                while done < len(data):
+                    done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
+            fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.pages = _pages_of(parts)
+
+    def fill(self, parts: Parts) -> None:
+        """Hold `parts`, which are whole pages, and nothing else."""
+        pages = _pages_of(parts)
+        view = self.bytes
+        left = self.pages & ~pages
+        while left:
+            page = left.bit_length() - 1
+            view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            left ^= 1 << page
+        for offset, data in parts:
+            view[offset : offset + len(data)] = data
+        self.pages |= pages
+
+
+def _pages_of(parts: Parts) -> int:
+    """One bit for each page that `parts` touch."""
+    pages = 0
+    for offset, data in parts:
+        first, end = offset // PAGE, -(-(offset + len(data)) // PAGE)
+        pages |= ((1 << end - first) - 1) << first
+    return pages
+
+
+class _Files:
+    """Files of images that nobody uses any more: their pages are allocated, which is most of the cost of an image."""
+
+    forks = 0
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[_File]] = {}
+        self._pages = 0
+
+    def take(self, size: int, parts: Parts) -> _File:
+        """A file of `size` bytes that holds `parts`."""
+        free = self._free.get(size)
+        if free and all(offset % PAGE == 0 and len(data) % PAGE == 0 for offset, data in parts):
+            try:
+                file = free.pop()
+            except IndexError:  # another thread was faster
+                return _File(size, parts)
+            self._pages -= file.pages.bit_count()
+            file.fill(parts)
+            return file
+        return _File(size, parts)
+
+    def give(self, file: _File) -> None:
+        """Nobody looks at this one any more."""
+        pages = file.pages.bit_count()
+        if file.forks == _Files.forks and 0 < pages <= _SPARE_PAGES - self._pages:
+            self._pages += pages
+            self._free.setdefault(file.size, []).append(file)
+        else:
+            os.close(file.descriptor)
+
+    def forget(self) -> None:
+        """In a forked child: what is here is the parent's."""
+        _Files.forks += 1
+        for free in self._free.values():
+            for file in free:
+                os.close(file.descriptor)
+        self._free.clear()
+        self._pages = 0
+
+
+_files = _Files()
+os.register_at_fork(after_in_child=_files.forget)
+
+
 class _Mapped(Image):
     """An image in a memory file."""
 
-    def __init__(self, size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
-        self.size = size
-        self._file = os.memfd_create("wasman image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._file, size)
-        for offset, data in parts:
-            os.pwrite(self._file, data, offset)
-        fcntl.fcntl(self._file, _F_ADD_SEALS, _SEALS)
-        self._map = mmap.mmap(self._file, size, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        self.view = memoryview(self._map)
+    mapped = True
 
-    def lay(self, address: int) -> None:
-        _kernel().lay(address, self.size, self._file)
+    def __init__(self, size: int, parts: Parts) -> None:
+        self._file = _files.take(size, parts)
+        self.size = size
+        self.view = self._file.bytes.toreadonly()
+
+    def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
+        _kernel().lay(address, self.size, self._file.descriptor)
 
     def written(self, address: int, size: int) -> Runs:
         return _kernel().written(address, size)
 
     def __del__(self) -> None:
-        # Guests under which it lies keep what they see; the view's mapping goes with its last user.
-        os.close(self._file)
+        if hasattr(self, "_file"):
+            _files.give(self._file)
 
 
 class _Copied(Image):
-    """An image in plain bytes."""
+    """An image in memory of this process; what it does not hold costs nothing."""
 
-    def __init__(self, size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
+    mapped = False
+
+    def __init__(self, size: int, parts: Parts) -> None:
         self.size = size
-        memory = bytearray(size)
+        self._bytes = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANON))
+        self._runs = [(offset, len(data)) for offset, data in parts]
         for offset, data in parts:
-            memory[offset : offset + len(data)] = data
-        self.view = memoryview(bytes(memory))
+            self._bytes[offset : offset + len(data)] = data
+        self.view = self._bytes.toreadonly()
 
-    def lay(self, address: int) -> None:
-        ctypes.memmove(address, bytes(self.view), self.size)
+    def lay(self, address: int, *, fresh: bool = False) -> None:
+        source = addressof(ctypes.c_ubyte.from_buffer(self._bytes))
+        for offset, length in self._runs if fresh else [(0, self.size)]:
+            ctypes.memmove(address + offset, source + offset, length)
 
     def written(self, address: int, size: int) -> Runs:
         return changed(self.view, memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B"))
 
 
-def image_of(size: int, parts: Iterable[tuple[int, bytes | memoryview]]) -> Image:
+def image_of(size: int, parts: Parts) -> Image:
     """An image of `size` bytes: `parts` at their offsets, later ones over earlier ones, zeros elsewhere."""
-    return (_Mapped if _probed() else _Copied)(size, parts)
+    if _probed():
+        try:
+            return _Mapped(size, parts)
+        except OSError as error:  # no descriptor left, or a limit of the size of files
+            logger.warning("an image of %s bytes is copied, not mapped: %s", f"{size:,}", error)
+    return _Copied(size, parts)
 
 
 def changed(old: bytes | memoryview, new: bytes | memoryview) -> list[tuple[int, int]]:
     """Runs of pages in which `new` differs from `old`; what `old` lacks counts as zeros."""
+    # Bytes are compared at once and memoryviews item by item, which costs more than to copy them.
     before, after = memoryview(old), memoryview(new)
-    zeros = memoryview(bytes(_BLOCK))
+    zeros = bytes(_BLOCK)
     runs: list[tuple[int, int]] = []
     for block in range(0, len(new), _BLOCK):
-        known = before[block : block + _BLOCK] if block < len(old) else zeros
-        if after[block : block + _BLOCK] == known:
+        now = bytes(after[block : block + _BLOCK])
+        known = bytes(before[block : block + _BLOCK]) if block < len(old) else zeros
+        if now == known:
             continue
-        for at in range(block, min(block + _BLOCK, len(new)), PAGE):
-            known = before[at : at + PAGE] if at < len(old) else zeros[:PAGE]
-            if after[at : at + PAGE] != known:
-                page = at // PAGE
-                if runs and sum(runs[-1]) == page:
+        for at in range(0, len(now), PAGE):
+            page = known[at : at + PAGE] or _ZEROS
+            if now[at : at + PAGE] != page:
+                number = (block + at) // PAGE
+                if runs and sum(runs[-1]) == number:
                     runs[-1] = (runs[-1][0], runs[-1][1] + 1)
                 else:
-                    runs.append((page, 1))
+                    runs.append((number, 1))
     return runs
 
 
@@ -245,12 +376,9 @@ class Baseline:
         self._over: dict[int, bytes] = {}
         self._touched = set(touched)
 
-    def _before(self, page: int) -> bytes | memoryview:
+    def _before(self, page: int) -> bytes:
         held = self._over.get(page)
-        if held is not None:
-            return held
-        at = page * PAGE
-        return self.image.view[at : at + PAGE] if at < self.image.size else _ZEROS
+        return self.image.page(page) if held is None else held
 
     def difference(self, address: int, view: memoryview) -> dict[int, bytes]:
         """Pages of the guest's memory, in order, that differ from the last snapshot."""
@@ -263,9 +391,9 @@ class Baseline:
             pages = sorted({*pages, *self._over})  # one that is the image's again differs from the last snapshot
         found = {}
         for page in pages:
-            now = view[page * PAGE : page * PAGE + PAGE]
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
             if now != self._before(page):
-                found[page] = bytes(now)
+                found[page] = now
         return found
 
     def fold(self, address: int, view: memoryview, origin: Image) -> dict[int, bytes]:
@@ -277,10 +405,9 @@ class Baseline:
         } | self._touched | self._over.keys()  # fmt: skip
         found = {}
         for page in sorted(pages):
-            at = page * PAGE
-            now = view[at : at + PAGE]
-            if now != (origin.view[at : at + PAGE] if at < origin.size else _ZEROS):
-                found[page] = bytes(now)
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
+            if now != origin.page(page):
+                found[page] = now
         return found
 
     def kept(self, pages: dict[int, bytes]) -> None:

@@ -13,14 +13,17 @@ from wasmtime import InstancePre, Linker, Module, WasmtimeError
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import abi_v0, capi, wasi
-from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, parse
+from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, initial_data, parse
+from wasman_host.guest.cache import Entry, code_cache
 from wasman_host.guest.engine import GuestEngine, engine, engine_of, snapshot_engine
 from wasman_host.guest.imports import linker_of
 from wasman_host.guest.limits import STACK
 from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
+from wasman_host.guest.memory import Image, image_of
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
+    from wasman_host.guest.cache import CodeCache
     from wasman_host.guest.limits import GuestLimits
 
 __all__ = ["GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
@@ -42,21 +45,45 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def check(data: bytes, name: str) -> ModuleBinary:
+def check(data: bytes, name: str, cache: CodeCache | None = None) -> ModuleBinary:
     """Everything that can be said against a module without compiling it.
 
     Args:
         data: The module's bytes.
         name: What to call it in messages.
+        cache: What is known of it already; the process's own if not said.
 
     Raises:
         InvalidModuleError: It cannot be run; the message says why and what to do.
     """
+    cache = cache or code_cache()
+    sha256 = digest(data)
+    facts = cache.facts(sha256)
+    known = None if facts is None else _known(facts, sha256, cache)
+    if known is None:
+        return _checked(data, name)[1]
+    _judge(known[0], name)
+    return known[0]
+
+
+def _checked(data: bytes, name: str) -> tuple[bytes, ModuleBinary]:
+    """The rewritten module and what it says, after everything was looked at."""
     try:
-        binary = parse(data)
+        rewritten, binary = parse(data)
     except InvalidModuleError as error:
         message = f"{name} {error}; compile the guest to a core module (TinyGo: -target wasip1)"
         raise InvalidModuleError(message) from error
+    _judge(binary, name)
+    try:
+        Module.validate(engine(), rewritten)
+    except WasmtimeError as error:
+        message = f"{name} is not a valid module: {_sentence(error)}"
+        raise InvalidModuleError(message) from error
+    return rewritten, binary
+
+
+def _judge(binary: ModuleBinary, name: str) -> None:
+    """Refuse a module that wants what wasman does not give."""
     for wanted in binary.imports:
         full = f"{wanted.module}.{wanted.name}"
         if wanted.kind == "memory":
@@ -86,12 +113,6 @@ def check(data: bytes, name: str) -> ModuleBinary:
     if unsaved:
         message = f"{name} has a mutable global of type {unsaved[0]}, which no snapshot can hold; build it without"
         raise InvalidModuleError(message)
-    try:
-        Module.validate(engine(), binary.data)
-    except WasmtimeError as error:
-        message = f"{name} is not a valid module: {_sentence(error)}"
-        raise InvalidModuleError(message) from error
-    return binary
 
 
 def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
@@ -124,10 +145,11 @@ class GuestModule:
 
     Attributes:
         digest: sha256 of the bytes as they were given, in hex.
-        binary: What its sections say; its `data` is the rewritten module.
+        binary: What its sections say.
         snapshots: "" where memory and globals are all of its state, else why they are not.
         reentrant: Whether it declares that its entry may be called anew over its old memory.
         exports: Exported functions, the one that was a start section included.
+        initial: What its memory holds before any code of it runs; None where only instantiating it tells.
     """
 
     digest: str
@@ -135,6 +157,7 @@ class GuestModule:
     snapshots: str
     reentrant: bool
     exports: Mapping[str, Function] = field(repr=False)
+    initial: Image | None = field(repr=False)
     _compiled: Module = field(repr=False)
     _prepared: dict[GuestEngine, tuple[InstancePre, ctypes.c_void_p]] = field(factory=dict, repr=False)
 
@@ -160,34 +183,74 @@ class GuestModule:
         return first
 
 
-def compile_module(data: bytes, name: str) -> GuestModule:
-    """Check and compile a module; takes up to seconds of processor time, so call it in a thread.
+def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> GuestModule:
+    """Check and compile a module, or take it from the cache; up to seconds of processor time, so call it in a thread.
+
+    Args:
+        data: The module's bytes.
+        name: What to call it in messages.
+        cache: Where its code may be, and is kept; the process's own if not said.
 
     Raises:
         InvalidModuleError: It cannot be run.
     """
-    binary = check(data, name)
-    snapshots = ""
-    try:
-        Module.validate(snapshot_engine(), binary.data)
-    except WasmtimeError as error:
-        snapshots = f"its tables may change while it runs: {_sentence(error)}"
-        binary = parse(data, tables=True)
-    try:
-        compiled = Module(engine(), binary.data)
-    except WasmtimeError as error:
-        message = f"{name} cannot be compiled: {_sentence(error)}"
-        raise InvalidModuleError(message) from error
+    cache = cache or code_cache()
+    sha256 = digest(data)
+    found = _cached(sha256, name, cache)
+    if found is None:
+        rewritten, binary = _checked(data, name)
+        try:
+            compiled = Module(engine(), rewritten)
+        except WasmtimeError as error:
+            message = f"{name} cannot be compiled: {_sentence(error)}"
+            raise InvalidModuleError(message) from error
+        snapshots = ""
+        try:
+            Module.validate(snapshot_engine(), rewritten)
+        except WasmtimeError as error:
+            snapshots = f"its tables may change while it runs: {_sentence(error)}"
+        cache.store(sha256, Entry({"binary": binary.to_json(), "snapshots": snapshots}, bytes(compiled.serialize())))
+    else:
+        binary, snapshots, compiled = found
+    initially = initial_data(data)
     module = GuestModule(
-        digest=digest(data),
+        digest=sha256,
         binary=binary,
         snapshots=snapshots,
         reentrant=_REENTRANT in binary.functions,
         exports={**binary.functions, START_EXPORT: Function((), ())},
+        initial=None if initially is None else image_of(*initially),
         compiled=compiled,
     )
     module.prepared(STACK)
     return module
+
+
+def _cached(sha256: str, name: str, cache: CodeCache) -> tuple[ModuleBinary, str, Module] | None:
+    """What the cache has of the module, ready to be used."""
+    entry = cache.load(sha256)
+    if entry is None:
+        return None
+    known = _known(entry.facts, sha256, cache)
+    if known is None:
+        return None
+    binary, snapshots = known
+    _judge(binary, name)
+    try:
+        compiled = Module.deserialize(engine(), entry.code)
+    except WasmtimeError as error:  # such as code for another processor, in a home folder that machines share
+        cache.discard(sha256, f"wasmtime refuses it ({_sentence(error)})")
+        return None
+    return binary, snapshots, compiled
+
+
+def _known(facts: Mapping[str, Any], sha256: str, cache: CodeCache) -> tuple[ModuleBinary, str] | None:
+    """What the cache says of the module: its sections, and why it has no snapshots."""
+    try:
+        return ModuleBinary.from_json(facts["binary"]), str(facts["snapshots"])
+    except (ValueError, KeyError, TypeError) as error:
+        cache.discard(sha256, f"its facts make no sense ({error!r})")
+        return None
 
 
 @frozen
@@ -223,7 +286,7 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
             if guest.world.wanted_host:
                 break  # it needs a run to call the host, whatever has become of it without
             if isinstance(ended, Exceeded):
-                used = f" ({ended.used:,} bytes)" if ended.used else ""
+                used = f" ({ended.used:,})" if ended.used else ""
                 message = (
                     f"module {module.digest[:12]}: {name} reached its limit of {ended.limit}{used}; raise the limit, "
                     f"then unblock\n{ended.backtrace}"

@@ -226,7 +226,8 @@ class MemoryStore(Store):
         else:
             version, mail = stored.version + 1, stored.mail - len(change.consumes)
         instance = self._instances[key]
-        columns = evolve(columns, attributes=dict(columns.attributes))
+        if columns.attributes:
+            columns = evolve(columns, attributes=dict(columns.attributes))
         instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail, change.tail)
         self._owner_is(instance, instance.stored, stored)
         instance.runs.add(change.run)
