@@ -21,7 +21,13 @@ import anyio.to_thread
 from wasman_host import control, errors
 from wasman_host.channels import local_types
 from wasman_host.engine import Engine
-from wasman_host.errors import BlockedError, InvalidArgumentError, SimulatedCrashError, StreamError
+from wasman_host.errors import (
+    BlockedError,
+    InvalidArgumentError,
+    SimulatedCrashError,
+    StoreUnavailableError,
+    StreamError,
+)
 from wasman_host.guest.module import digest
 from wasman_host.store import SqliteStore, Store
 from wasman_host.store.protocol import CLOSED, Key, Status
@@ -216,20 +222,24 @@ class Runner:
                 message = "keep_alive keeps the worker inside of `async with runner:`, and this run is outside"
                 raise InvalidArgumentError(message)
             async with self:
-                return await self.run(id_)
+                return await self._run(id_)
+            raise StoreUnavailableError(f"the store of {id_!r} was closed in the middle of its run; run it again")
         async with self._one_at_a_time:
-            queue = f"runner {id_}"
-            self._forget()
-            try:
-                await self._work(queue)
-                handle = await self._begun(id_, queue)
-                await self._ended(handle)
-                result = await handle.result()
-                await self._hand_on(id_)
-            finally:
-                if not self._keep_alive:
-                    await self._leave()
-            return result
+            return await self._run(id_)
+
+    async def _run(self, id_: str) -> Any:
+        queue = f"runner {id_}"
+        self._forget()
+        try:
+            await self._work(queue)
+            handle = await self._begun(id_, queue)
+            await self._ended(handle)
+            result = await handle.result()
+            await self._hand_on(id_)
+        finally:
+            if not self._keep_alive:
+                await self._leave()
+        return result
 
     def _forget(self) -> None:
         """What the last run has seen."""
