@@ -252,3 +252,27 @@ async def test_the_room_of_guests_is_kept_by_the_one_that_waited_longest(lab: Me
         for n in range(10):
             assert await lab.result(f"w{n}") == [1, 2]
     assert waiting == 20, "no activity was called again because its guest had no memory"
+
+
+async def test_a_guest_that_was_laid_over_a_new_image_is_folded_whole(lab: MemoryLab, memory_path: str) -> None:
+    """Past 512 changed pages a guest gets its own image; a later merge still writes all that the module has not."""
+    fill = "(memory.fill (i32.const 262144) (i32.const {}) (i32.const 2621440))"  # 640 pages
+    steps: list[wat.Step] = [wat.raw(fill.format(9)), wat.checkpoint()]
+    for n in range(17):  # a merge comes after 16
+        steps += [wat.call("note", b"%d" % n), wat.checkpoint()]
+    module = wat.script(
+        *steps, wat.call("last", b"99"), wat.value("(i32.load8_u (i32.const 2883583))"), reentrant=True, pages=44
+    )
+    gate = anyio.Event()
+
+    async def stop(_: ActivityCall) -> bytes:
+        gate.set()
+        await anyio.sleep_forever()
+        return b""
+
+    await lab.start(module)
+    await lab.dies(Ledger().activity(), answers("last", stop), when=gate)
+    snapshot = (await lab.record()).snapshot
+    assert snapshot is not None
+    assert len(snapshot.deltas) == 2, "it was merged"
+    assert await lab.complete(Ledger().activity("last"), cold=True) == [*range(17), 99, 9], memory_path

@@ -3,8 +3,9 @@
     python -m tests.faults.stopped_worker STORE LEDGER PLACE
 
 PLACE is where it stops: `activity` (which has had its effect), `commit` (of that activity's answer, before the store
-hears of it), or `transaction` (inside of SQLite's, which holds the write lock). It leaves in order when its standard
-input ends. LEDGER gets a line of JSON for each effect, [pid, key, request].
+hears of it), `committed` (of that answer, when it has taken effect), or `transaction` (inside of SQLite's, which holds
+the write lock). It leaves in order when its standard input ends. LEDGER gets a line of JSON for each effect, [pid, key,
+request].
 """
 
 import json
@@ -41,13 +42,17 @@ def noting(ledger: Path) -> ActivityDefinition:
 class _Stopping(SqliteStore):
     """Stops its process once it is told to, at one of two places."""
 
-    stops_before = stops_inside = False
+    stops_before = stops_inside = stops_after = False
 
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         if self.stops_before:
             self.stops_before = False
             os.kill(os.getpid(), signal.SIGSTOP)
-        return await super().commit(changes)
+        outcomes = await super().commit(changes)
+        if self.stops_after:
+            self.stops_after = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return outcomes
 
     def finish(self) -> None:
         super().finish()
@@ -63,6 +68,8 @@ async def _main(path: Path, ledger: Path, place: str) -> None:
     def gate(call: ActivityCall) -> bytes:
         if place == "commit":
             store.stops_before = True
+        elif place == "committed":
+            store.stops_after = True
         elif place == "transaction":
             store.stops_inside = True
         else:

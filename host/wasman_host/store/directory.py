@@ -6,9 +6,9 @@ object, and whoever is told of a `put` is told after it is on disk. A mark is ma
 does not matter.
 
 Locks. Up to 4,096 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so
-that nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process
-that is killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs
-it. The same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
+that nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. Who is
+killed between the renaming and the sync leaves the folder's name in the lock file, and the next to come syncs it. The
+same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
 
 Looking (`get`, `list`) is done on the thread of the event loop, since it takes microseconds. Writing waits for the
 disk, on a thread; writes to different objects wait side by side.
@@ -213,8 +213,7 @@ class DirectoryBackend(Backend):
                 # After a loss of power the lock file may hold anything; what is on disk then needs no sync.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
                     self._files.sync_folder(folder)
-                if alone:
-                    os.ftruncate(file, len(NOTHING))
+                os.ftruncate(file, len(NOTHING))
             yield file
         finally:
             os.close(file)
