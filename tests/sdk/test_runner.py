@@ -48,10 +48,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "folder"])
 async def client(request: pytest.FixtureRequest, anyio_backend: str, tmp_path: Path) -> AsyncIterator[Client]:
     del anyio_backend
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/wasman.db"
+    urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/wasman.db", "folder": f"file://{tmp_path}/store"}
+    url = urls[request.param]
     async with Client.connect(url) as client:
         yield client
 
@@ -606,8 +607,9 @@ async def test_a_body_that_raises_is_not_wrapped(client: Client) -> None:
 # Without an event loop
 
 
-def test_a_sync_runner_does_the_same(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/wasman.db"
+@pytest.mark.parametrize("store", ["sqlite:///{}/wasman.db", "file://{}/store"])
+def test_a_sync_runner_does_the_same(tmp_path: Path, store: str) -> None:
+    url = store.format(tmp_path)
     uploads: list[bytes] = []
     runner = SyncRunner(
         wat.script(wat.copy(), wat.call("any", b"1")),
