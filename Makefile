@@ -6,10 +6,13 @@
 #   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make faults   a run disturbed at every operation of its store, and its rescuer as well
 #   make soak     workers killed 200 times (SEED=... repeats one)
+#   make leaks    10,000 guests restored, grown, kept and evicted: nothing is left behind
+#   make fuzz     100,000 hostile guests (COUNT=..., SEED=...)
 #   make bench    the figures
 #   make bench-peers  DBOS and Restate beside wasman (fetches them; about 5 minutes)
 #   make format   what the formatter and the linter can mend by themselves
 #   make guests   build the guest modules anew (needs TinyGo)
+#   make fuzz-corpus  generate the modules of tests/fuzz anew (needs cargo)
 #   make lock     resolve the locked requirements anew (UPGRADE=--upgrade takes newer versions)
 #   make clean    delete what these have made
 
@@ -36,7 +39,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak bench bench-peers format guests lock clean env
+.PHONY: help demo test check mutants faults soak bench bench-peers format guests lock clean env leaks fuzz fuzz-corpus
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +64,8 @@ else
 	$(VENV)/bin/python tools/build_guests.py --check
 endif
 	$(VENV)/bin/python -m pytest
+	@echo "and what restores memories, where pages are compared instead of mapped:"
+	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
 	@set -e; \
 	pythons=$$($(SETUP) --each); \
 	for python in $$pythons; do \
@@ -93,6 +98,13 @@ faults: env
 soak: env
 	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
 
+leaks: env
+	WASMAN_LEAKS=1 $(VENV)/bin/python -m pytest -q tests/engine/test_eviction.py -k "leak_nothing and asyncio"
+	WASMAN_LEAK_CYCLES=10000 $(VENV)/bin/python -m pytest -q tests/engine/test_memory.py -k leaks
+
+fuzz: env
+	$(VENV)/bin/python -m tests.fuzz $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
+
 bench: env
 	$(VENV)/bin/python tools/fetch_flights.py
 	$(VENV)/bin/python -m benchmarks
@@ -106,6 +118,13 @@ format: env
 
 guests: env
 	$(VENV)/bin/python tools/build_guests.py
+
+fuzz-corpus:
+	cd tools/wasm_smith && cargo build --quiet --release --locked --target-dir ../../.cache/wasm_smith
+	rm -rf .cache/corpus && mkdir .cache/corpus
+	.cache/wasm_smith/release/wasman-smith .cache/corpus 0 1000
+	cd .cache/corpus && ls | sort -n | tar --create --format=ustar --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=644 \
+		--files-from=- | xz -9e >../../tests/fuzz/corpus.tar.xz
 
 lock: env
 	test -x .cache/uv/bin/uv || "$(INTERPRETER)" -m venv .cache/uv

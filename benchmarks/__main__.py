@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    checkpoint,
     code_cache,
     direct,
     durable_call,
@@ -23,6 +24,8 @@ from benchmarks import (
     pages,
     parked,
     process_start,
+    restore,
+    streams,
     takeover,
 )
 from benchmarks.measure import machine
@@ -37,6 +40,8 @@ def main() -> int:
     begin = machine()
     console.print(begin)
     figures = [
+        *restore.measure(),
+        checkpoint.measure(),
         durable_call.measure(),
         direct.measure(),
         *many_at_once.measure(),
@@ -45,6 +50,7 @@ def main() -> int:
         *takeover.measure(),
         code_cache.measure(),
         process_start.measure(),
+        *streams.measure(),
     ]
     if _FLIGHTS.exists():
         figures.append(flights.measure(_FLIGHTS.absolute()))

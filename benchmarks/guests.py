@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wasmtime import wat2wasm
 
-__all__ = ["asking", "calling", "large"]
+__all__ = ["asking", "calling", "large", "streaming"]
 
 _CALLING = """(module
  (import "env" "host_call_api" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
@@ -16,6 +16,34 @@ _CALLING = """(module
    (local.set $i (i32.add (local.get $i) (i32.const 1)))
    (br_if $again (i32.lt_u (local.get $i) (local.get $n))))
   (local.get $i)))"""
+
+_STREAMING = """(module
+ (import "env" "stream_data" (func $stream (param i32 i32 i32) (result i32)))
+ (memory (export "memory") 4)
+ (func (export "down") (param $chunk i32) (result i64) (local $n i32) (local $total i64)
+  (loop $again
+   (local.set $n (call $stream (i32.const 0) (i32.const 65536) (local.get $chunk)))
+   (local.set $total (i64.add (local.get $total) (i64.extend_i32_s (local.get $n))))
+   (br_if $again (i32.gt_s (local.get $n) (i32.const 0))))
+  (local.get $total))
+ (func (export "up") (param $chunk i32) (param $count i32) (result i64) (local $total i64)
+  (loop $again
+   (i32.store (i32.const 65536) (local.get $count))
+   (local.set $total (i64.add (local.get $total) (i64.extend_i32_s
+    (call $stream (i32.const 1) (i32.const 65536) (local.get $chunk)))))
+   (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+   (br_if $again (local.get $count)))
+  (drop (call $stream (i32.const 1) (i32.const 0) (i32.const 0)))
+  (local.get $total))
+ (func (export "copy") (param $chunk i32) (result i64) (local $n i32) (local $total i64)
+  (loop $again
+   (local.set $n (call $stream (i32.const 0) (i32.const 65536) (local.get $chunk)))
+   (if (i32.gt_s (local.get $n) (i32.const 0)) (then
+    (local.set $total (i64.add (local.get $total) (i64.extend_i32_s
+     (call $stream (i32.const 1) (i32.const 65536) (local.get $n)))))
+    (br $again))))
+  (drop (call $stream (i32.const 1) (i32.const 0) (i32.const 0)))
+  (local.get $total)))"""
 
 _ASKING = """(module
  (import "env" "host_call_api" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
@@ -43,6 +71,11 @@ _ASKING = """(module
 def calling() -> bytes:
     """`run(n)` calls the activity "step" n times with the JSON 12345 and returns n."""
     return bytes(wat2wasm(_CALLING))
+
+
+def streaming() -> bytes:
+    """`down(chunk)` reads to the end, `up(chunk, count)` writes, `copy(chunk)` does both; all count their bytes."""
+    return bytes(wat2wasm(_STREAMING))
 
 
 def large(functions: int = 2500) -> bytes:

@@ -1,10 +1,12 @@
-"""Brings each defect of the original back, one at a time, and expects its test to fail.
+"""Breaks wasman in one place after the other, and expects the test that is named for it to fail.
 
-    python tools/run_mutants.py [R04 ...]
+    python tools/run_mutants.py [R04 N03 ...]
 
-A mutant is a unified diff in tests/defects/mutants, named after its defect: R05a.patch must make a test fail whose name
-begins with test_r05a. It is applied to a copy of the tree, so nothing here changes. Before that the tests must pass on
-the copy as it is.
+A mutant is a unified diff in tests/defects/mutants. R01 to R13 bring the defects of the original back: R05a.patch must
+make a test of tests/defects fail whose name begins with test_r05a, and P01-file one of test_p01: it leaves a sync out.
+The others, N01 and so on, are defects that this
+core could have; each names its test in its first line, `Test: FILE::NAME`. A mutant is applied to a copy of the tree,
+so nothing here changes. Before that all these tests must pass on the copy as it is.
 
 Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
 """
@@ -15,21 +17,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = ROOT / "tests" / "defects" / "mutants"
 COPIED = ("host", "wasman_sdk", "tests", "pyproject.toml")
-PATIENCE = 120  # seconds for the tests of one mutant
+PATIENCE = 300  # seconds for the tests of one mutant
 
 
 def main() -> int:
     """Run the chosen mutants, or all of them."""
-    chosen = sys.argv[1:] or sorted(patch.stem for patch in MUTANTS.glob("*.patch"))
+    every = sorted(patch.stem for patch in MUTANTS.glob("*.patch"))
+    chosen = [name for name in every if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
     problems: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="wasman-mutants-") as folder:
         plain = _copy(Path(folder) / "plain")
-        done = _test(plain, "")
+        done = _test(plain, sorted({place for name in chosen for place in _place(name)[:1]}))
         if done.returncode:
             print(done.stdout)
             print("The tests fail without any mutant.")
@@ -40,7 +44,7 @@ def main() -> int:
             if not problem:
                 problem, caught = _noticed(copy, name)
             shutil.rmtree(copy)
-            print(f"{name:5} {problem or caught}", flush=True)
+            print(f"{name:32} {problem or caught}", flush=True)
             if problem:
                 problems[name] = problem
     missing = {f"R{n:02}" for n in range(1, 14)} - {name[:3] for name in chosen}
@@ -63,10 +67,19 @@ def _copy(copy: Path) -> Path:
     return copy
 
 
-def _test(copy: Path, word: str) -> subprocess.CompletedProcess[str]:
-    """Run the tests of defects whose names hold `word`."""
+def _place(name: str) -> tuple[str, str]:
+    """Where the test of a mutant is, for pytest, and how its name begins."""
+    first = (MUTANTS / f"{name}.patch").read_text().partition("\n")[0]
+    if first.startswith("Test: "):
+        place = first.removeprefix("Test: ")
+        return place, place.rpartition("::")[2]
+    return "tests/defects", f"test_{name.partition('-')[0].lower()}"
+
+
+def _test(copy: Path, places: Sequence[str], word: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the tests at these places whose names hold `word`."""
     environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'host'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/defects", "-k", word]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *places, "-k", word]
     return subprocess.run(
         command, cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -82,13 +95,14 @@ def _unapplied(copy: Path, name: str) -> str:
 
 def _noticed(copy: Path, name: str) -> tuple[str, str]:
     """What is wrong with the tests' answer to the mutant, "" where they fail as they should; and how they fail."""
+    place, test = _place(name)
     try:
-        done = _test(copy, f"test_{name.lower()}")
+        done = _test(copy, [place], test)
     except subprocess.TimeoutExpired:
         return f"hangs: no answer in {PATIENCE} s", ""
     if done.returncode == 0:
         return "SURVIVES: no test noticed it", ""
-    failed = re.search(rf"^FAILED \S+::(test_{name.lower()}\w*)", done.stdout, re.MULTILINE)
+    failed = re.search(rf"^FAILED \S+::({test}\w*)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:
         return f"is no defect but a breakdown:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", ""
     error = re.search(r"^(?:E|[ |]*\|) +(.*(?:Error|assert|Cancelled)\b.*)", done.stdout, re.MULTILINE)

@@ -8,6 +8,7 @@ from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
@@ -26,10 +27,15 @@ __all__ = [
     "Limits",
     "PendingActivity",
     "RetryPolicy",
+    "Runner",
+    "RunnerOptions",
     "Session",
     "Sink",
     "Source",
     "SyncEngine",
+    "SyncRunner",
+    "SyncTestRunner",
+    "TestRunner",
     "Worker",
     "Workflow",
     "WorkflowDescription",

@@ -226,12 +226,14 @@ def definitions(
     return found
 
 
-def fallback_definition(handler: FallbackHandler, retry: RetryPolicy, threads: CapacityLimiter) -> ActivityDefinition:
+def fallback_definition(
+    handler: FallbackHandler, retry: RetryPolicy | None, threads: CapacityLimiter
+) -> ActivityDefinition:
     """What the engine calls for names that no activity is registered under.
 
     Args:
         handler: Takes the name and the guest's bytes, gives bytes; async or not.
-        retry: When a call of it is tried again.
+        retry: When a call of it is tried again; None where what it raises is final, and only a worker's death is not.
         threads: How many sync activities run at once.
 
     Raises:
@@ -257,6 +259,13 @@ def fallback_definition(handler: FallbackHandler, retry: RetryPolicy, threads: C
             else:
                 called = functools.partial(given, call.name, call.request)
                 result = await anyio.to_thread.run_sync(called, limiter=threads, abandon_on_cancel=True)
+        except Exception as error:
+            if retry is not None or (isinstance(error, ApplicationError) and error.non_retryable):
+                raise
+            kind, details = type(error).__name__, None
+            if isinstance(error, ApplicationError):
+                kind, details = error.type, error.details
+            raise ApplicationError(str(error) or repr(error), type=kind, details=details, non_retryable=True) from error
         finally:
             _current.reset(token)
         if isinstance(result, bytes):
@@ -264,7 +273,7 @@ def fallback_definition(handler: FallbackHandler, retry: RetryPolicy, threads: C
         message = f"the fallback gave {type(result).__name__} for activity {call.name!r}, and must give bytes"
         raise ApplicationError(message, type="InvalidResult", non_retryable=True)
 
-    return ActivityDefinition(name="", handler=handle, retry=retry.for_host())
+    return ActivityDefinition(name="", handler=handle, retry=(retry or RetryPolicy()).for_host())
 
 
 def _resources_of(registered: _Registered, resources: Sequence[object]) -> dict[str, object]:

@@ -30,7 +30,7 @@ from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_del
 from wasman_host.store.protocol import Change, Claim, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -62,6 +62,7 @@ class Engine:
         residents: The guests in memory.
         images: Snapshots that this process holds.
         worker: This worker's id; a new one after a lost lease.
+        checkpointed: Called when a guest that is not repeating its past has asked for a checkpoint, and it is made.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Engine:
         self.residents = Residents(residency or Residency())
         self.images = Images()
         self.worker = _worker_id()
+        self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
         self._fallback = fallback
         self._queues = tuple(queues)
         self._max = max_instances
@@ -269,6 +271,11 @@ class Engine:
             except StoreUnavailableError as error:
                 logger.warning("worker %s waits for its store: %s", self.worker, error)
                 await anyio.sleep(_POLL)
+
+    def serve(self, queue: str) -> None:
+        """Claim instances of this queue as well from now on."""
+        if queue not in self._queues:
+            self._queues = (*self._queues, queue)
 
     def adopts(self, queue: str) -> str | None:
         """The owner to create an instance of `queue` with, so that it begins here at once; None where it may not."""

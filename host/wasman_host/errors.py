@@ -16,14 +16,16 @@
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
-    │   ├── GuestTimeoutError                 one turn of the guest used more processor time than it may
-    │   ├── GuestLimitError                   memory, stack or another limit of the instance was reached
+    │   ├── LimitError                        the instance reached one of its `Limits`; it goes on under a higher one
+    │   │   ├── GuestTimeoutError             ... one turn of the guest used more processor time than it may
+    │   │   └── GuestLimitError               ... memory, tables, stack, stored bytes, a request or a response
     │   ├── InputMismatchError                the guest's entry takes other integers than the run was given
     │   ├── UnsupportedStateError             the state was written by a newer wasman
     │   └── StreamError                       a source or sink cannot be used
     │       └── SourceChangedError            ... because the source is no longer what it was at the start
     ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
     ├── ApplicationError                      raised by activities: a failure with a type and details
+    ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
         ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
         └── StoreSchemaError                  the store was made by another version of wasman, or by another program
@@ -51,9 +53,11 @@ __all__ = [
     "InputMismatchError",
     "InvalidArgumentError",
     "InvalidModuleError",
+    "LimitError",
     "ModuleError",
     "NondeterminismError",
     "RunEndedError",
+    "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
     "StoreSchemaError",
@@ -256,6 +260,10 @@ class ApplicationError(WasmanError):
         self.type = type or self.__class__.__name__
         self.details = details
         self.non_retryable = non_retryable
+
+
+class SimulatedCrashError(WasmanError):
+    """A `TestRunner` has crashed where it was told to; the next runner goes on from what was durable."""
 
 
 class StoreError(WasmanError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Images", "Origin", "Restored"]
 
 _MAX_BYTES = 256 * 1024 * 1024
+_MAX_HELD = 128  # each costs up to two descriptors, of which a process often has no more than 1,024
 
 
 @frozen(eq=False)
@@ -79,11 +80,13 @@ class Images:
     Args:
         max_bytes: Bytes of memory that they may stand for; the least recently used go first. Guests under which one
             lies keep it for as long as they live.
+        max_held: How many there may be, however small.
     """
 
-    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = _MAX_BYTES, max_held: int = _MAX_HELD) -> None:
         self._held: OrderedDict[str, Restored] = OrderedDict()
         self._max, self._bytes = max_bytes, 0
+        self._most = max_held
 
     def get(self, digest: str) -> Restored | None:
         """The snapshot, if it is held."""
@@ -98,6 +101,6 @@ class Images:
             return
         self._held[digest] = restored
         self._bytes += restored.image.size
-        while self._bytes > self._max:
+        while self._bytes > self._max or len(self._held) > self._most:
             _, gone = self._held.popitem(last=False)
             self._bytes -= gone.image.size

@@ -430,6 +430,11 @@ class Instance:
                 guest.lay(self._origin.image)
                 self._baseline = Baseline(self._origin.image)
         world.time = machine.time
+        await self._load_given()
+
+    async def _load_given(self) -> None:
+        """Read what the run was started with, as far as it is not here yet."""
+        machine, pinned = self.machine, self.machine.pinned
         machine.input = machine.input and await self.loaded(machine.input)
         machine.session = machine.session and await self.loaded(machine.session)
         for name, given in (("input", machine.input), ("session", machine.session)):
@@ -668,7 +673,10 @@ class Instance:
                     )
                 return moved
             case abi_v0.Checkpoint():
+                replaying = self.machine.replaying
                 await self._checkpoint(guest)
+                if self._engine.checkpointed is not None and not replaying:
+                    await self._engine.checkpointed(self)
                 return 0
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from isal import isal_zlib
 
 from wasman_host.errors import BlockedError
@@ -115,16 +116,27 @@ class SessionStreams:
         if name is None:
             return None
         sink = await self._opened_sink(machine, name)
-        token = await sink.sync(machine.written)
-        return Publishing({name: (machine.written, await sink.digest(machine.written), dict(token))})
+        length, found = machine.written, []
+
+        async def take_digest() -> None:
+            found.append(await sink.digest(length))
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take_digest)
+                token = await sink.sync(length)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return Publishing({name: (length, found[0], dict(token))})
 
     async def publish(self, machine: Machine) -> None:
         """Give the sinks their names; after a crash again, which changes nothing."""
         publishing = machine.record.publishing
         assert publishing is not None, "a publishing run knows its sinks"
+        written, self._sink = self._sink, None  # still open, unless the run comes back here
         await self.close()
         for name, (length, digest, token) in publishing.sinks.items():
-            sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            sink = written or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
             try:
                 self._require_lease()
                 await sink.publish(length, digest, token)

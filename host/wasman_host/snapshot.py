@@ -7,12 +7,11 @@ its image and the chain of deltas over it by digest, so an old delta can never b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 from wasman_host.guest.memory import PAGE
@@ -113,7 +112,7 @@ def decode_delta(data: bytes, place: str) -> Delta:
     end = data.find(b"\n")
     pages = memoryview(data)[end + 1 :]
     try:
-        fields = json.loads(data[: max(end, 0)])
+        fields = from_json(data[: max(end, 0)])
         if fields["v"] != _VERSION:
             message = f"{place} was written by a newer wasman (version {fields['v']}); use that one"
             raise UnsupportedStateError(message)

@@ -8,10 +8,12 @@ source or sink is known by a tag that is persisted with the session.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from wasman_host.record import StreamSpec
 __all__ = ["FileSink", "FileSource", "Sink", "Source", "StreamTypes", "file_types", "identify_file"]
 
 _CHUNK = 1024 * 1024
+_FOLLOW = 8 * 1024 * 1024  # bytes that gather before a thread takes them into the digest
 _AHEAD = 8 * 1024 * 1024  # bytes that the kernel is asked to fetch where a read had to wait for the disk
 _READ_AHEAD: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
@@ -219,12 +222,66 @@ class FileSource(Source):
             self._descriptor = -1
 
 
+@functools.cache
+def _hashers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "wasman digest")
+
+
+class _RunningDigest:
+    """The sha256 of a file that is being written, taken by a thread behind the writer, out of the page cache.
+
+    What stands before the place up to which a run has written is final: whoever writes it again writes the same bytes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+        self._work: Future[None] | None = None
+        self._stopping = False
+
+    def follow(self, end: int) -> None:
+        """What comes before `end` is written: take up what has gathered, if it is enough."""
+        if end - self._hashed < _FOLLOW or (self._work is not None and not self._work.done()):
+            return
+        self._work = _hashers().submit(self._go_on, end)
+
+    def _go_on(self, end: int) -> None:
+        while not self._stopping and self._hashed < end:
+            part = os.pread(self._descriptor, min(_CHUNK, end - self._hashed), self._hashed)
+            if not part:
+                return
+            self._digest.update(part)
+            self._hashed += len(part)
+
+    def of(self, length: int) -> str:
+        """In a thread: the digest of the first `length` bytes, "" where there are not that many."""
+        self._rest()
+        if self._hashed > length:  # what was written further is not part of it
+            return _sha256(self._descriptor, length)
+        self._go_on(length)
+        return self._digest.hexdigest() if self._hashed == length else ""
+
+    def stop(self) -> None:
+        """The descriptor is about to be closed."""
+        self._stopping = True
+        self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is under way behind this. What the thread could not read is read by `of`, which tells of it."""
+        work, self._work = self._work, None
+        if work is not None and not work.cancel():
+            wait((work,))
+
+
 class FileSink(Sink):
     """A file that appears under its name complete or not at all; until then its part lies beside it."""
 
     def __init__(self, path: Path, part: Path, descriptor: int) -> None:
         self._path, self._part, self._descriptor = path, part, descriptor
         self._named = False
+        self._running = _RunningDigest(descriptor)
+        self._taken: tuple[int, str, int, int] | None = None  # a digest's length and value, the file's size and time
 
     @classmethod
     async def open(cls, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> FileSink:
@@ -259,6 +316,7 @@ class FileSink(Sink):
         except OSError as error:
             message = f"the sink {self._part} cannot be written ({error.strerror}); mend that, then unblock"
             raise StreamError(message) from error
+        self._running.follow(offset + done)
         return True
 
     async def sync(self, length: int) -> Mapping[str, Any]:
@@ -278,7 +336,13 @@ class FileSink(Sink):
 
     async def digest(self, length: int) -> str:
         """See `Sink`."""
-        return await anyio.to_thread.run_sync(_sha256, self._descriptor, length)
+        return await anyio.to_thread.run_sync(self._digest, length)
+
+    def _digest(self, length: int) -> str:
+        before = os.fstat(self._descriptor)
+        digest = self._running.of(length)
+        self._taken = (length, digest, before.st_size, before.st_mtime_ns)
+        return digest
 
     async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:  # noqa: ARG002  a file is its name
         """See `Sink`."""
@@ -290,7 +354,8 @@ class FileSink(Sink):
 
     def _publish(self, length: int, digest: str) -> None:
         status = os.fstat(self._descriptor)
-        if status.st_size >= length and _sha256(self._descriptor, length) == digest:
+        untouched = self._taken == (length, digest, status.st_size, status.st_mtime_ns)
+        if untouched or (status.st_size >= length and _sha256(self._descriptor, length) == digest):
             # A stale owner may have written further; its bytes are not part of the result.
             os.ftruncate(self._descriptor, length)
             os.fsync(self._descriptor)
@@ -312,6 +377,7 @@ class FileSink(Sink):
 
     async def close(self) -> None:
         """See `Sink`."""
+        self._running.stop()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -10,6 +10,8 @@ from tests import wat
 from tests.lab import Ledger, MemoryLab, answers, sink, source
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import BlockedError, GuestLimitError, GuestTimeoutError, InvalidArgumentError
+from wasman_host.guest import capi
+from wasman_host.guest.engine import engine
 from wasman_host.guest.module import compile_module
 from wasman_host.instance import open_tail
 from wasman_host.record import Limits, StreamSpec
@@ -266,6 +268,24 @@ async def test_an_initialisation_that_traps_says_so(lab: MemoryLab) -> None:
         found = await lab.blocked(BlockedError, reason="_initialize trapped")
     assert "terminate w, or mend the cause and unblock" in found.reason
     assert "internal error" not in found.reason
+
+
+async def test_a_tick_while_a_module_is_instantiated_means_nothing(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instantiate = capi.instantiate_async
+
+    def later(*args: object) -> object:
+        for _ in range(3):
+            engine().increment_epoch()
+        return instantiate(*args)
+
+    monkeypatch.setattr(capi, "instantiate_async", later)
+    # wasmtime compiles this sum to a function, and runs that.
+    module = wat.module(f"""{MEMORY} (global $g i32 (i32.add (i32.const 3) (i32.const 4)))
+      (func (export "run") (result i32) (global.get $g))""")
+    await lab.start(module)
+    assert await lab.complete() == 7
 
 
 # Coming back

@@ -422,7 +422,7 @@ def test_list_is_a_table(looked_at: Shell) -> None:
         ["shop-2", "tour", "failed"],
         ["shop-1", "tour", "completed"],
     ]
-    assert rows[0].endswith("raise the limit and unblock")  # nothing is cut off in a pipe
+    assert rows[0].endswith("(wasman unblock other --memory BYTES)")  # nothing is cut off in a pipe
     assert rows[1].endswith("  Requested: why")
     assert errors == ""
 
@@ -498,7 +498,8 @@ ERRORS = [
         2,
         (
             "'postgres://me:***@host/db' names no store: "
-            "use sqlite:///relative.db, sqlite:////absolute/path.db or memory://"
+            "use sqlite:///relative.db, sqlite:////absolute/path.db, file://relative/folder, file:///absolute/folder "
+            "or memory://"
         ),
     ),
     ("worker app", 2, "'app' names nothing: write module:attribute, such as app:worker"),

@@ -7,9 +7,10 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors
 
 EXPECTED = {
-    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "FileSink", "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy",
-    "Session", "Sink", "Source", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle", "activity", "errors",
-    "module_digest",
+    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
+    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
+    "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
+    "WorkflowHandle", "activity", "errors", "module_digest",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.settings import Clock, Setting, database
+from tests.store.settings import Clock, Setting, database, directory
 from wasman_host.store import MemoryStore, SqliteStore, Store
 
 
@@ -12,13 +12,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "memory", "directory"])
 async def setting(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Setting]:
     del anyio_backend  # the loop that the stores belong to
     clock = Clock()
     if request.param == "memory":
         store: Store = MemoryStore(clock=clock)
         other = store
+    elif request.param == "directory":
+        store, other = (directory(tmp_path, clock=clock) for _ in range(2))
     else:
         store, other = (SqliteStore(database(tmp_path), clock=clock) for _ in range(2))
     await store.open()

@@ -1,6 +1,8 @@
 """One interpreter of a race: started once, then released again and again together with its rivals.
 
-racer.py DATABASE NAME COMMAND      COMMAND is `race`, `commit` (until it is killed) or `hold` (a claim, for ever)
+racer.py STORE NAME COMMAND
+
+STORE is a database or a folder, COMMAND is `race`, `commit` (until it is killed) or `hold` (a claim, for ever).
 """
 
 import json
@@ -12,8 +14,8 @@ from typing import Any
 
 import anyio
 
-from tests.store.settings import blob, change, columns, message
-from wasman_host.store import SqliteStore, Status, Won
+from tests.store.settings import at, blob, change, columns, message
+from wasman_host.store import Status, Store, Won
 
 
 def say(line: str) -> None:
@@ -22,7 +24,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def race(store: SqliteStore, name: str) -> None:
+async def race(store: Store, name: str) -> None:
     """Answer each line (what to do, which round, when on the monotonic clock) by what came of it."""
     assert await store.beat(name, 600, {}) is not None
     say("ready")
@@ -51,7 +53,7 @@ async def race(store: SqliteStore, name: str) -> None:
         say(json.dumps(won))
 
 
-async def commit(store: SqliteStore, name: str) -> None:
+async def commit(store: Store, name: str) -> None:
     """Commit groups of three instances as fast as it goes; tell each version that is durable."""
     names = [f"{name}-{n}" for n in range(3)]
     await store.commit([change("peer", None)])
@@ -78,7 +80,7 @@ async def commit(store: SqliteStore, name: str) -> None:
         say(str(version))
 
 
-async def hold(store: SqliteStore, name: str) -> None:
+async def hold(store: Store, name: str) -> None:
     """Claim what there is, and then do nothing."""
     assert await store.beat(name, 600, {}) is not None
     say(json.dumps([claim.stored.key.id for claim in await store.claim(name, ["default"], 10)]))
@@ -86,7 +88,7 @@ async def hold(store: SqliteStore, name: str) -> None:
 
 
 async def main() -> None:
-    store = SqliteStore(Path(sys.argv[1]))
+    store = at(Path(sys.argv[1]))
     await store.open()
     await {"race": race, "commit": commit, "hold": hold}[sys.argv[3]](store, sys.argv[2])
     await store.close()

@@ -1,7 +1,8 @@
 """What the store's tests act in: a store seen through two handles, a clock that they move, short ways to change it."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from wasman_host.store import (
     Blob,
     Change,
     Columns,
+    DirectoryBackend,
     Key,
     Lost,
     MemoryStore,
     Message,
+    ObjectStore,
     Sent,
     SqliteStore,
     Status,
@@ -23,6 +26,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.store.heads import folder_of, head_name
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -113,7 +117,9 @@ class Setting:
     def lose_record(self, name: str) -> None:
         """Damage: the instance's row is gone, all others stay."""
         where = key(name)
-        if isinstance(self.store, SqliteStore):
+        if isinstance(self.store, ObjectStore):
+            Path(self.store.backend.place, head_name(folder_of(where))).unlink()
+        elif isinstance(self.store, SqliteStore):
             self.store._connection.execute("delete from instance where tenant = ? and id = ?", (where.tenant, where.id))
         else:
             assert isinstance(self.store, MemoryStore)
@@ -139,3 +145,12 @@ def closed(stored: Stored, status: Status = Status.COMPLETED) -> Columns:
 
 def database(folder: Path) -> Path:
     return folder / "store.db"
+
+
+def directory(folder: Path, clock: Callable[[], int] = time.time_ns, **options: Any) -> ObjectStore:
+    return ObjectStore(DirectoryBackend(folder / "store", **options), clock=clock)
+
+
+def at(path: Path) -> Store:
+    """The store of that file, or of that folder."""
+    return SqliteStore(path) if path.suffix == ".db" else ObjectStore(DirectoryBackend(path))

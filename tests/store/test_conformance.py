@@ -17,7 +17,7 @@ from wasman_host.store import (
     Filter,
     Key,
     Lost,
-    MemoryStore,
+    ObjectStore,
     Sent,
     SqliteStore,
     Status,
@@ -928,14 +928,14 @@ async def test_rows_without_their_record_are_damage_never_nothing(setting: Setti
         tasks.start_soon(commit, change("good", ("g", 1), entries=[(0, b"0")]))
         tasks.start_soon(commit, change("parent", None, creates=[change("a", None, "r3")]))
         for one in (change("a", None, "r2", entries=[(0, b"2")]), change("a", ("r", 1))):
-            with pytest.raises(CorruptSnapshotError, match="a has rows"):
+            with pytest.raises(CorruptSnapshotError, match=r"a has (rows|objects)"):
                 await setting.store.commit([one])
     assert sorted(results, key=repr) == [Won(1, 0), Won(2, 0)]  # the neighbours have won
     for call in (setting.store.load(key("a")), setting.store.send(message("a", "m2"))):
-        with pytest.raises(CorruptSnapshotError, match="a has rows"):
+        with pytest.raises(CorruptSnapshotError, match=r"a has (rows|objects)"):
             await call
     assert await setting.log("r2") == {}
-    if left == "run":
+    if left == "run" and not isinstance(setting.store, ObjectStore):  # there the log is lost with its record
         assert await setting.log("r") == {0: b"0"}  # what is left is left alone
 
 
@@ -967,6 +967,8 @@ async def test_a_blob_that_is_there_already_is_damage(setting: Setting) -> None:
 
 
 async def test_lost_mail_is_damage_when_the_instance_would_close(setting: Setting) -> None:
+    if isinstance(setting.store, ObjectStore):
+        pytest.skip("the mail stands in the record: neither is there without the other")
     await setting.create("a")
     await setting.send("a", "m")
     stored = await setting.get("a")
@@ -976,8 +978,8 @@ async def test_lost_mail_is_damage_when_the_instance_would_close(setting: Settin
 
 
 async def test_an_error_nobody_thought_of_hurts_only_its_own_member(setting: Setting) -> None:
-    if isinstance(setting.store, MemoryStore):
-        pytest.skip("nothing in memory is rolled back: each member is written alone")
+    if not isinstance(setting.store, SqliteStore):
+        pytest.skip("nothing is rolled back elsewhere: each member is written alone")
     stored = await setting.create("a", run="r")
     bad = change("a", ("r", 1), columns=attrs.evolve(stored.columns, size=2**80))
     results: list[Any] = []

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.settings import START, change, columns, database, key
-from wasman_host.store import Filter, SqliteStore, Won
+from tests.store.settings import START, at, change, columns, key
+from wasman_host.store import Filter, Won
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROUNDS = 100
@@ -53,9 +53,14 @@ class Racer:
             return self.process.wait(30)
 
 
+@pytest.fixture(params=["store.db", "store"], ids=["sqlite", "directory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / str(request.param)
+
+
 @pytest.fixture
-def racers(tmp_path: Path) -> Iterator[dict[str, Racer]]:
-    racers = {name: Racer(database(tmp_path), name) for name in RIVALS}
+def racers(place: Path) -> Iterator[dict[str, Racer]]:
+    racers = {name: Racer(place, name) for name in RIVALS}
     assert [racer.hear() for racer in racers.values()] == ["ready"] * len(RIVALS)
     yield racers
     assert [racer.end() for racer in racers.values()] == [0] * len(RIVALS)
@@ -71,8 +76,8 @@ def run_round(racers: dict[str, Racer], what: str, number: int) -> str:
     return winners[0]
 
 
-async def test_one_interpreter_wins_each_round(tmp_path: Path, racers: dict[str, Racer]) -> None:
-    store = SqliteStore(database(tmp_path))
+async def test_one_interpreter_wins_each_round(place: Path, racers: dict[str, Racer]) -> None:
+    store = at(place)
     await store.open()
     assert await store.commit([change("mailbox", None)]) == [Won(1, 0)]
     commits = [change(f"commit-{n}", None, f"commit-{n}") for n in range(ROUNDS)]

@@ -1,9 +1,9 @@
 """A wasm module's sections: what must be known of it, and rewritten in it, before it is compiled.
 
-Rewritten are four things. Every mutable global is exported (as `__wasman_global_N`), so that a snapshot can hold it, and
-every table (as `__wasman_table_N`), so that its size can be looked at. The start section is taken out and its function
-exported, because it would run again at every restore. Data segments that lie at known places are emptied, and passive:
-their bytes are mapped into the memory (`initial_data`), and copying them would make pages of a guest's own of each.
+Rewritten are four things. Every mutable global is exported (as `__wasman_global_N`), so that a snapshot can hold it.
+Every table is exported (as `__wasman_table_N`), so that its size can be looked at. The start section is taken out and
+its function exported, because it would run again at every restore. Data segments that lie at known places are emptied,
+and passive: their bytes are mapped into the memory (`initial_data`); copied, they would be pages of the guest's own.
 
 Source: WebAssembly Core Specification 2.0, chapter 5.5 (modules) and 7.4 (name section).
 """
@@ -291,13 +291,10 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
     own: list[int] = []
     memory: tuple[int, int | None] | None = None
     shared = False
-    own_tables = 0
     mutable: list[tuple[int, str, int | None]] = []  # index, type, initial value
     exports: list[tuple[str, int, int]] = []
     start: int | None = None
     named_stack_pointer: int | None = None
-    tables: list[int] = []
-    data_section: bytes | None = None
     for number, content in sections:
         reader = _Reader(content)
         if number == _TYPE:
@@ -306,11 +303,6 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
             imports = _imports(reader, types)
         elif number == _FUNCTION:
             own = [reader.unsigned() for _ in range(reader.unsigned())]
-        elif number == _TABLE:
-            first = sum(item.kind == "table" for item in imports)
-            tables = [*range(first, first + min(reader.unsigned(), _MAX_TABLES))]
-        elif number == _DATA:
-            data_section = content
         elif number == _MEMORY:
             for _ in range(reader.unsigned()):
                 initial, maximum, flags = reader.limits()
@@ -351,10 +343,11 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
         ),
     )
     added = [(name, 3, index) for (name, _), (index, _, _) in zip(names, mutable, strict=True)]
+    tables = _tables(sections, sum(item.kind == "table" for item in imports))
     added += [(f"{TABLE_PREFIX}{index}", 1, index) for index in tables]
     if start is not None:
         added.append((START_EXPORT, 0, start))
-    segments = _segments(data_section, size) if data_section is not None else None
+    segments = next((_segments(content, size) for number, content in sections if number == _DATA), None)
     binary = ModuleBinary(
         imports=imports,
         functions=functions,
@@ -367,6 +360,12 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
         has_start=start is not None,
     )
     return (_rewritten(sections, [*exports, *added], segments) if added or segments else data), binary
+
+
+def _tables(sections: Sequence[tuple[int, bytes]], imported: int) -> Sequence[int]:
+    """The indices of a module's own tables."""
+    count = sum(_Reader(content).unsigned() for number, content in sections if number == _TABLE)
+    return range(imported, imported + min(count, _MAX_TABLES))
 
 
 @frozen
@@ -422,7 +421,7 @@ def _rewritten(
     exports: Sequence[tuple[str, int, int]],
     segments: Sequence[_Segment] | None,
 ) -> bytes:
-    """The module with another export section, without its start section, and with its active data emptied and passive."""
+    """The module with another export section, without its start section, its active data emptied and passive."""
     content = _number(len(exports)) + b"".join(
         _text(name) + bytes([kind]) + _number(index) for name, kind, index in exports
     )

@@ -1,8 +1,8 @@
 """Linear memories of our own, so that a guest never has more than its instance may.
 
 Wasmtime asks for a memory when it instantiates a module, and again at every growth. A growth beyond the limit is
-refused before a page of it exists. The guest is told so as by any engine that has no more, but nothing that it does from
-then on is seen by anybody: its next host call stops it, and however it goes on, its driver hears `Exceeded`.
+refused before a page of it exists. The guest is told so as by any engine that has no more, but nothing that it does
+from then on is seen by anybody: its next host call stops it, and however it goes on, its driver hears `Exceeded`.
 
 A memory is a range of reserved addresses, with as many more behind it as compiled code may reach without checking.
 Ranges are used again: giving one back costs one system call, which drops its pages.
@@ -220,7 +220,7 @@ class LinearMemory:
         used, self._range = self._range, None
         if used is None:
             return
-        _open.pop(self.base, None)
+        _given.pop(self.base, None)
         for view in (self.view, self._all):
             try:
                 view.release()
@@ -235,53 +235,59 @@ class LinearMemory:
 
 # How wasmtime asks. Nothing may be raised through it, and it ends the process where it gets no address.
 
-_open: dict[int, LinearMemory] = {}
+_REFUSED = b"refused by the host"
+_given: dict[int, LinearMemory] = {}
 _GET = CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_void_p)
 _GROW = CFUNCTYPE(c_size_t, c_void_p, c_size_t)
 _NEW = CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_size_t, c_size_t, c_size_t, c_size_t, c_void_p)
 _GONE = CFUNCTYPE(None, c_void_p)
 
 
-@_GET
+@_GET  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _get(base: int, size: int, capacity: int) -> int:
-    c_size_t.from_address(size).value = _open[base].size
-    c_size_t.from_address(capacity).value = CAPACITY
+    try:
+        c_size_t.from_address(size).value = _given[base].size
+        c_size_t.from_address(capacity).value = CAPACITY
+    except BaseException as error:  # noqa: BLE001  a KeyboardInterrupt, which comes wherever it likes
+        current.guest.stopping = error
+        c_size_t.from_address(size).value = _given[base].size
+        c_size_t.from_address(capacity).value = CAPACITY
     return base
 
 
-@_GROW
+@_GROW  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _grow(base: int, size: int) -> int:
     try:
-        if _open[base].grow(size):
+        if _given[base].grow(size):
             return 0
         current.guest.exceeded = True
     except BaseException as error:  # noqa: BLE001  nothing may pass through wasm, KeyboardInterrupt included
         current.guest.stopping = error
         current.guest.exceeded = True
-    return capi.error_new(b"refused by the host")
+    return capi.error_new(_REFUSED) or 0
 
 
-@_GONE
+@_GONE  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _gone(base: int) -> None:
-    memory = _open.get(base)
+    memory = _given.get(base)
     if memory is not None:
         memory.close()
 
 
-@_NEW
+@_NEW  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _new(_env: int, _type: int, minimum: int, _maximum: int, _reserved: int, _guard: int, out: int) -> int:
     try:
         memory = current.guest.linear
         memory.make(minimum)
         if memory.base and memory.size == minimum:
-            _open[memory.base] = memory
+            _given[memory.base] = memory
             cell = (c_void_p * 4).from_address(out)
             cell[0], cell[1], cell[2], cell[3] = memory.base, _GET_AT, _GROW_AT, _GONE_AT
             return 0
         current.guest.exceeded = True
     except BaseException as error:  # noqa: BLE001  as above
         current.guest.stopping = error
-    return capi.error_new(b"refused by the host")
+    return capi.error_new(_REFUSED) or 0
 
 
 def _at(callback: Any) -> int | None:

@@ -35,6 +35,7 @@ _KINDS = {"i32": 0, "i64": 1, "f32": 2, "f64": 3, "v128": 4}
 _WIDTHS = {0: 4, 1: 8, 2: 4, 3: 8, 4: 16}
 _STACK_OVERFLOW = 0
 _MAX_PARTS = 8  # tables of a module
+_NO_TICK = 1 << 32  # epochs that never pass
 
 
 @frozen
@@ -138,10 +139,13 @@ class Guest:
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
         # Tables that can change are limited by looking at them (`look`): a guest that is refused a growth would go on,
         # and do otherwise than under a higher limit.
-        elements = MAX_TABLE if module.snapshots else limits.table_elements
+        elements = limits.table_elements
+        if module.snapshots:
+            elements = MAX_TABLE // max(1, len(module.binary.tables))
         capi.limit(self._store, CAPACITY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
-        capi.set_epoch_deadline(self._context, 1)
+        # Constant expressions may be compiled to a function that looks at the epoch; every `resume` sets it anew.
+        capi.set_epoch_deadline(self._context, _NO_TICK)
         capi.yield_at_epoch(self._context, 1)
         self._instance = capi.Instance()
         future = capi.instantiate_async(

@@ -14,14 +14,18 @@ Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Li
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import logging
 import mmap
 import os
+import resource
 import sys
+import weakref
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void_p
 from pathlib import Path
@@ -38,11 +42,12 @@ _ZEROS = bytes(PAGE)
 _BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
 _REBASE = 512  # pages that may differ from the image before a new one is taken: each is compared at every snapshot
 
-_PROT_READ_WRITE, _MAP_PRIVATE_FIXED = 3, 2 | 16
+_PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 3, 1, 2 | 16
 _MADV_NOHUGEPAGE = 15
-# F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest, so there is one way only
-_SEALS = 0x0017
+_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
 _SPARE_PAGES = 16 * 1024  # 64 MiB
+# Descriptors of images: whatever else a process opens needs some as well.
+_DESCRIPTORS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 _F_ADD_SEALS = 1033
 _PAGEMAP_SCAN = 0xC0606610
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -64,7 +69,8 @@ class _Kernel:
 
     def __init__(self) -> None:
         libc = ctypes.PyDLL(None, use_errno=True)  # these never wait
-        self._mmap, self._ioctl, self._madvise = libc.mmap, libc.ioctl, libc.madvise
+        self._mmap, self._munmap, self._ioctl, self._madvise = libc.mmap, libc.munmap, libc.ioctl, libc.madvise
+        self._munmap.argtypes = [c_void_p, c_size_t]
         self._mmap.restype = c_void_p
         self._mmap.argtypes = [c_void_p, c_size_t, c_int, c_int, c_int, c_long]
         self._ioctl.argtypes = [c_int, c_ulong, c_void_p]
@@ -87,6 +93,15 @@ class _Kernel:
         if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
         self.no_huge_pages(address, size)
+
+    def view(self, descriptor: int, size: int) -> memoryview:
+        """A file's bytes, mapped for as long as anybody has a view of them. `mmap.mmap` would keep a descriptor."""
+        address = self._mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, 0)
+        if address in {None, c_void_p(-1).value}:
+            raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        array = (ctypes.c_ubyte * size).from_address(address)
+        weakref.finalize(array, self._munmap, address, size).atexit = False
+        return memoryview(array).cast("B")
 
     def no_huge_pages(self, address: int, size: int) -> None:
         """What is written there shall count by small pages."""
@@ -166,6 +181,11 @@ class Image(ABC):
     view: memoryview
     mapped: bool
 
+    def page(self, number: int) -> bytes:
+        """One of its pages; beyond its end all are zero."""
+        at = number * PAGE
+        return bytes(self.view[at : at + PAGE]) if at < self.size else _ZEROS
+
     @abstractmethod
     def lay(self, address: int, *, fresh: bool = False) -> None:
         """Make the memory at `address`, which has at least `size` bytes, what this image holds.
@@ -188,10 +208,10 @@ class _File:
     """A memory file with a mapping through which it is written and read. Its pages are there to be used again.
 
     Attributes:
-        descriptor: To map it by.
+        descriptor: To map it by; -1 where it was given up.
         size: Its bytes.
         bytes: They themselves.
-        pages: Pages that hold something, or have held it.
+        pages: One bit for each page that holds something, or has held it.
         forks: How many forks lie before it: the files of a parent are not a child's to write.
     """
 
@@ -203,32 +223,53 @@ class _File:
         self.descriptor = os.memfd_create("wasman image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, size)
-            self.bytes = memoryview(mmap.mmap(self.descriptor, size))
+            self.bytes = _kernel().view(self.descriptor, size)
             for offset, data in parts:
                 done = 0
                 while done < len(data):
                     done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
             fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
         except BaseException:
-            os.close(self.descriptor)
+            self.close()
             raise
         self.pages = _pages_of(parts)
+
+    def close(self) -> None:
+        """Give the descriptor up: what is mapped stays, but can be mapped nowhere else."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def again(self) -> _File:
+        """The same in another file, which has a descriptor."""
+        parts: list[tuple[int, memoryview]] = []
+        left = self.pages
+        while left:
+            page = left.bit_length() - 1
+            parts.append((page * PAGE, self.bytes[page * PAGE : page * PAGE + PAGE]))
+            left ^= 1 << page
+        return _files.take(self.size, parts)
 
     def fill(self, parts: Parts) -> None:
         """Hold `parts`, which are whole pages, and nothing else."""
         pages = _pages_of(parts)
         view = self.bytes
-        for page in self.pages - pages:
+        left = self.pages & ~pages
+        while left:
+            page = left.bit_length() - 1
             view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            left ^= 1 << page
         for offset, data in parts:
             view[offset : offset + len(data)] = data
         self.pages |= pages
 
 
-def _pages_of(parts: Parts) -> set[int]:
-    pages: set[int] = set()
+def _pages_of(parts: Parts) -> int:
+    """One bit for each page that `parts` touch."""
+    pages = 0
     for offset, data in parts:
-        pages.update(range(offset // PAGE, -(-(offset + len(data)) // PAGE)))
+        first, end = offset // PAGE, -(-(offset + len(data)) // PAGE)
+        pages |= ((1 << end - first) - 1) << first
     return pages
 
 
@@ -239,37 +280,56 @@ class _Files:
 
     def __init__(self) -> None:
         self._free: dict[int, list[_File]] = {}
+        self._described: OrderedDict[_File, None] = OrderedDict()
         self._pages = 0
 
     def take(self, size: int, parts: Parts) -> _File:
         """A file of `size` bytes that holds `parts`."""
         free = self._free.get(size)
+        file = None
         if free and all(offset % PAGE == 0 and len(data) % PAGE == 0 for offset, data in parts):
-            try:
+            with contextlib.suppress(IndexError):  # another thread was faster
                 file = free.pop()
-            except IndexError:  # another thread was faster
-                return _File(size, parts)
-            self._pages -= len(file.pages)
+        if file is None:
+            file = _File(size, parts)
+        else:
+            self._pages -= file.pages.bit_count()
             file.fill(parts)
-            return file
-        return _File(size, parts)
+        self.describe(file)
+        return file
 
     def give(self, file: _File) -> None:
         """Nobody looks at this one any more."""
-        pages = len(file.pages)
-        if file.forks == _Files.forks and 0 < pages <= _SPARE_PAGES - self._pages:
+        pages = file.pages.bit_count()
+        self._described.pop(file, None)
+        if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
             self._pages += pages
             self._free.setdefault(file.size, []).append(file)
+            self.describe(file)
         else:
-            os.close(file.descriptor)
+            file.close()
+
+    def describe(self, file: _File) -> None:
+        """This one was needed last. Those that were not for the longest time are left without a descriptor."""
+        described = self._described
+        described[file] = None
+        described.move_to_end(file)
+        while len(described) > _DESCRIPTORS:
+            old, _ = described.popitem(last=False)
+            free = self._free.get(old.size)
+            if free and old in free:
+                free.remove(old)
+                self._pages -= old.pages.bit_count()
+            old.close()
 
     def forget(self) -> None:
         """In a forked child: what is here is the parent's."""
         _Files.forks += 1
         for free in self._free.values():
             for file in free:
-                os.close(file.descriptor)
+                file.close()
         self._free.clear()
+        self._described.clear()
         self._pages = 0
 
 
@@ -288,7 +348,13 @@ class _Mapped(Image):
         self.view = self._file.bytes.toreadonly()
 
     def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
-        _kernel().lay(address, self.size, self._file.descriptor)
+        file = self._file
+        if file.descriptor < 0:
+            self._file = file = file.again()
+            self.view = file.bytes.toreadonly()
+        else:
+            _files.describe(file)
+        _kernel().lay(address, self.size, file.descriptor)
 
     def written(self, address: int, size: int) -> Runs:
         return _kernel().written(address, size)
@@ -332,21 +398,23 @@ def image_of(size: int, parts: Parts) -> Image:
 
 def changed(old: bytes | memoryview, new: bytes | memoryview) -> list[tuple[int, int]]:
     """Runs of pages in which `new` differs from `old`; what `old` lacks counts as zeros."""
+    # Bytes are compared at once and memoryviews item by item, which costs more than to copy them.
     before, after = memoryview(old), memoryview(new)
-    zeros = memoryview(bytes(_BLOCK))
+    zeros = bytes(_BLOCK)
     runs: list[tuple[int, int]] = []
     for block in range(0, len(new), _BLOCK):
-        known = before[block : block + _BLOCK] if block < len(old) else zeros
-        if after[block : block + _BLOCK] == known:
+        now = bytes(after[block : block + _BLOCK])
+        known = bytes(before[block : block + _BLOCK]) if block < len(old) else zeros
+        if now == known:
             continue
-        for at in range(block, min(block + _BLOCK, len(new)), PAGE):
-            known = before[at : at + PAGE] if at < len(old) else zeros[:PAGE]
-            if after[at : at + PAGE] != known:
-                page = at // PAGE
-                if runs and sum(runs[-1]) == page:
+        for at in range(0, len(now), PAGE):
+            page = known[at : at + PAGE] or _ZEROS
+            if now[at : at + PAGE] != page:
+                number = (block + at) // PAGE
+                if runs and sum(runs[-1]) == number:
                     runs[-1] = (runs[-1][0], runs[-1][1] + 1)
                 else:
-                    runs.append((page, 1))
+                    runs.append((number, 1))
     return runs
 
 
@@ -365,12 +433,9 @@ class Baseline:
         self._over: dict[int, bytes] = {}
         self._touched = set(touched)
 
-    def _before(self, page: int) -> bytes | memoryview:
+    def _before(self, page: int) -> bytes:
         held = self._over.get(page)
-        if held is not None:
-            return held
-        at = page * PAGE
-        return self.image.view[at : at + PAGE] if at < self.image.size else _ZEROS
+        return self.image.page(page) if held is None else held
 
     def difference(self, address: int, view: memoryview) -> dict[int, bytes]:
         """Pages of the guest's memory, in order, that differ from the last snapshot."""
@@ -383,9 +448,9 @@ class Baseline:
             pages = sorted({*pages, *self._over})  # one that is the image's again differs from the last snapshot
         found = {}
         for page in pages:
-            now = view[page * PAGE : page * PAGE + PAGE]
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
             if now != self._before(page):
-                found[page] = bytes(now)
+                found[page] = now
         return found
 
     def fold(self, address: int, view: memoryview, origin: Image) -> dict[int, bytes]:
@@ -397,10 +462,9 @@ class Baseline:
         } | self._touched | self._over.keys()  # fmt: skip
         found = {}
         for page in sorted(pages):
-            at = page * PAGE
-            now = view[at : at + PAGE]
-            if now != (origin.view[at : at + PAGE] if at < origin.size else _ZEROS):
-                found[page] = bytes(now)
+            now = bytes(view[page * PAGE : page * PAGE + PAGE])
+            if now != origin.page(page):
+                found[page] = now
         return found
 
     def kept(self, pages: dict[int, bytes]) -> None:

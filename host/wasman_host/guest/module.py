@@ -19,13 +19,12 @@ from wasman_host.guest.engine import GuestEngine, engine, engine_of, snapshot_en
 from wasman_host.guest.imports import linker_of
 from wasman_host.guest.limits import STACK
 from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
-from wasman_host.guest.memory import image_of
+from wasman_host.guest.memory import Image, image_of
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
     from wasman_host.guest.cache import CodeCache
     from wasman_host.guest.limits import GuestLimits
-    from wasman_host.guest.memory import Image
 
 __all__ = ["GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
 

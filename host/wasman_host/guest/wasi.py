@@ -28,6 +28,7 @@ _ABSOLUTE = 1  # flag of a clock subscription
 _SUBSCRIPTION, _EVENT = 48, 32  # bytes
 _MAX_SUBSCRIPTIONS = 4096
 _RIGHTS_ALL = (1 << 64) - 1
+_LAST = (1 << 63) - 1  # ns since 1970, in the year 2262: no store keeps a later time
 
 
 class Sleep(Request):
@@ -140,7 +141,7 @@ def _poll_oneoff(guest: Guest, subscriptions: int, out: int, count: int, count_a
         userdata, tag = struct.unpack_from("<QB", listed, at)
         if tag == _CLOCK:
             timeout, flags = struct.unpack_from("<Q8xH", listed, at + 24)
-            due = timeout if flags & _ABSOLUTE else now + timeout
+            due = min(timeout if flags & _ABSOLUTE else now + timeout, _LAST)
             clocks.append((due, struct.pack("<QHBxxxxxQHxxxxxx", userdata, _SUCCESS, _CLOCK, 0, 0)))
             continue
         (fd,) = struct.unpack_from("<I", listed, at + 16)
