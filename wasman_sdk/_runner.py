@@ -23,7 +23,7 @@ from wasman_host.channels import local_types
 from wasman_host.engine import Engine
 from wasman_host.errors import BlockedError, InvalidArgumentError, SimulatedCrashError, StreamError
 from wasman_host.guest.module import digest
-from wasman_host.store import SqliteStore, Store
+from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
 from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
@@ -520,8 +520,9 @@ _folders: WeakKeyDictionary[Store, Path] = WeakKeyDictionary()
 
 def _folder_beside(store: Store) -> Path:
     """Where uploads lie: as durable as the store."""
-    if isinstance(store, SqliteStore):
-        return Path(f"{store.path}-uploads")
+    path = path_of(store)
+    if path is not None:
+        return Path(f"{path}-uploads")
     folder = _folders.get(store)
     if folder is None:
         folder = _folders[store] = Path(tempfile.mkdtemp(prefix="wasman-uploads-"))

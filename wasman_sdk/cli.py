@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
 from wasman_host.guest.limits import MAX_STACK, MAX_TABLE, STACK_STEP
-from wasman_host.store import DirectoryBackend, MemoryStore, ObjectStore, SqliteStore, open_store
+from wasman_host.store import MemoryStore, open_store, path_of
 from wasman_host.store.protocol import Key, Status
 from wasman_sdk import (
     BlockedError,
@@ -198,20 +198,13 @@ def _worker(name: str, store: str | None) -> Worker:
 
 
 def _place(store: object) -> str:
-    path = _path(store)
+    path = path_of(store)
     return type(store).__name__ if path is None else str(path)
 
 
-def _path(store: object) -> Path | None:
-    """Where a store lies on this machine, if it does."""
-    if isinstance(store, ObjectStore) and isinstance(store.backend, DirectoryBackend):
-        return store.backend.path
-    return store.path if isinstance(store, SqliteStore) else None
-
-
 def _same(one: object, other: object) -> bool:
-    if (path := _path(one)) is not None:
-        return type(one) is type(other) and path == _path(other)
+    if (path := path_of(one)) is not None:
+        return type(one) is type(other) and path == path_of(other)
     return isinstance(one, MemoryStore) and isinstance(other, MemoryStore)
 
 
@@ -284,7 +277,7 @@ def _existing(store: str | None, tenant: str) -> Client:
     if isinstance(client.store, MemoryStore):
         message = "memory:// lives and ends with one process, so there is nothing to look at from another"
         raise _Refused(message, _USAGE)
-    path = _path(client.store)
+    path = path_of(client.store)
     if path is not None and not path.exists():
         message = f"there is no store {path}; name another by --store or WASMAN_STORE"
         raise _Refused(message, _IMPOSSIBLE)

@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import os
 import random
 import signal
 import stat
@@ -151,16 +152,15 @@ async def test_a_read_only_store_is_read_and_refuses_to_write(tmp_path: Path) ->
 
 
 async def test_a_folder_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
-    """Root may write everywhere, so a file stands where the folder of new files should be."""
+    """Root may write everywhere, so a file stands where the instance's folder should be made."""
     async with opened(tmp_path) as store:
         await store.commit([change("a", None, "r")])
-        (tmp_path / "store" / "tmp").rmdir()
-        (tmp_path / "store" / "tmp").write_text("")
+        (tmp_path / "store" / "i" / "default" / "b").write_text("")
         with pytest.raises(StoreUnavailableError, match=r"store cannot be read or written: look at its disk"):
-            await store.commit([change("a", ("r", 1))])
-        (tmp_path / "store" / "tmp").unlink()
-        (tmp_path / "store" / "tmp").mkdir()
+            await store.commit([change("b", None)])
         assert await store.commit([change("a", ("r", 1))]) == [Won(2, 0)]
+        (tmp_path / "store" / "i" / "default" / "b").unlink()
+        assert await store.commit([change("b", None)]) == [Won(1, 0)]
 
 
 async def test_a_deleted_or_replaced_folder_is_noticed(tmp_path: Path) -> None:
@@ -268,12 +268,19 @@ async def test_what_a_crash_leaves_goes_with_the_next_takeover(tmp_path: Path) -
         await store.commit([change("a", ("r", 1), columns=columns(owner="dead"), blobs=[blob("c")])])
         kept = only(tmp_path, "store/i/*/a/*-b-*-c")
         orphan = kept.with_name(kept.name.replace("-b-1-", "-b-0-other-"))
+        torn = kept.with_name(".wasman-0")
+        torn.write_bytes(b"\x1f")
+        os.utime(torn, (0, 0))
         late = kept.with_name(kept.name.replace("-b-1-", "-b-ff-other-"))
         for path in (orphan, late):
             path.write_bytes(b"")
         assert await store.beat("w", 10, {}) is not None
         assert len(await store.claim("w", ["default"], 1)) == 1
-        assert (orphan.exists(), late.exists()) == (False, True)  # the other may belong to a change that will win
+        assert (orphan.exists(), torn.exists(), late.exists()) == (
+            False,
+            False,
+            True,
+        )  # the other may belong to a change that will win
         assert await store.blob("r", "b") == await store.blob("r", "c") == b"data"
 
 
@@ -477,7 +484,7 @@ async def test_a_full_disk_in_the_middle_of_a_file(tmp_path: Path) -> None:
     done = await anyio.to_thread.run_sync(lambda: subprocess.run(line, cwd=ROOT, capture_output=True, check=False))
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"store is full: free some space on its disk (File too large" in done.stdout
-    assert not list((tmp_path / "store" / "tmp").iterdir())
+    assert not list((tmp_path / "store").rglob(".*"))
 
 
 # -- locks -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void_p
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 __all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "no_huge_pages"]
 
@@ -42,9 +42,9 @@ _ZEROS = bytes(PAGE)
 _BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
 _REBASE = 512  # pages that may differ from the image before a new one is taken: each is compared at every snapshot
 
-_PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 3, 1, 2 | 16
-_MADV_NOHUGEPAGE = 15
-_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
+_PROT_READ, _PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 1, 3, 1, 2 | 16
+_MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
+_SEALS = 0x0007  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: a page that goes would be a fault in every guest
 _SPARE_PAGES = 16 * 1024  # 64 MiB
 # Descriptors of images: whatever else a process opens needs some as well.
 _DESCRIPTORS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
@@ -96,12 +96,17 @@ class _Kernel:
 
     def view(self, descriptor: int, size: int) -> memoryview:
         """A file's bytes, mapped for as long as anybody has a view of them. `mmap.mmap` would keep a descriptor."""
-        address = self._mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, 0)
+        address = self._mmap(None, size, _PROT_READ, _MAP_SHARED, descriptor, 0)
         if address in {None, c_void_p(-1).value}:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
         array = (ctypes.c_ubyte * size).from_address(address)
         weakref.finalize(array, self._munmap, address, size).atexit = False
-        return memoryview(array).cast("B")
+        return memoryview(array).cast("B").toreadonly()
+
+    def unseen(self, view: memoryview) -> None:
+        """Pages of a file that were read by its view no longer count for this process."""
+        array = view.obj
+        self._madvise(addressof(cast("ctypes.Array[ctypes.c_ubyte]", array)), len(view), _MADV_DONTNEED)
 
     def no_huge_pages(self, address: int, size: int) -> None:
         """What is written there shall count by small pages."""
@@ -205,7 +210,7 @@ Parts: TypeAlias = Sequence[tuple[int, bytes | memoryview]]
 
 
 class _File:
-    """A memory file with a mapping through which it is written and read. Its pages are there to be used again.
+    """A memory file with a mapping through which it is read. Its pages are there to be used again.
 
     Attributes:
         descriptor: To map it by; -1 where it was given up.
@@ -224,10 +229,7 @@ class _File:
         try:
             os.ftruncate(self.descriptor, size)
             self.bytes = _kernel().view(self.descriptor, size)
-            for offset, data in parts:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
+            self._write(parts)
             fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
         except BaseException:
             self.close()
@@ -253,15 +255,20 @@ class _File:
     def fill(self, parts: Parts) -> None:
         """Hold `parts`, which are whole pages, and nothing else."""
         pages = _pages_of(parts)
-        view = self.bytes
         left = self.pages & ~pages
         while left:
             page = left.bit_length() - 1
-            view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            os.pwrite(self.descriptor, _ZEROS, page * PAGE)
             left ^= 1 << page
-        for offset, data in parts:
-            view[offset : offset + len(data)] = data
+        self._write(parts)
         self.pages |= pages
+
+    def _write(self, parts: Parts) -> None:
+        # Not through a mapping: pages that are seen there would count twice for this process.
+        for offset, data in parts:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
 
 
 def _pages_of(parts: Parts) -> int:
@@ -303,6 +310,7 @@ class _Files:
         pages = file.pages.bit_count()
         self._described.pop(file, None)
         if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
+            _kernel().unseen(file.bytes)
             self._pages += pages
             self._free.setdefault(file.size, []).append(file)
             self.describe(file)
@@ -345,13 +353,13 @@ class _Mapped(Image):
     def __init__(self, size: int, parts: Parts) -> None:
         self._file = _files.take(size, parts)
         self.size = size
-        self.view = self._file.bytes.toreadonly()
+        self.view = self._file.bytes
 
     def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
         file = self._file
         if file.descriptor < 0:
             self._file = file = file.again()
-            self.view = file.bytes.toreadonly()
+            self.view = file.bytes
         else:
             _files.describe(file)
         _kernel().lay(address, self.size, file.descriptor)

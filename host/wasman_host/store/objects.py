@@ -783,6 +783,7 @@ class ObjectStore(Store):
         win, so its objects stay. Mail stays as well: its names tell no version.
         """
         folder = heads.folder_of(head.key)
+        await self.backend.prune(folder)
         names: dict[str, None] = {}
         for name in await self.backend.list(folder, head.life):
             kind, _, version = name.removeprefix(f"{head.life}-").partition("-")
