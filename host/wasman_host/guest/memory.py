@@ -14,7 +14,6 @@ Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Li
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import functools
