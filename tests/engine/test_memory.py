@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -395,6 +396,25 @@ def test_an_image_is_taken_anew_when_much_differs(way: str) -> None:
     assert [*rebased.difference(guest.base, guest.memory())] == [7]
     assert len(rebased.fold(guest.base, guest.memory(), first.image)) == 600
     guest.close()
+
+
+def test_threads_have_their_guests_beside_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    del way
+    monkeypatch.setattr(memory, "_DESCRIPTORS", 4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def live() -> None:
+        life = Life()
+        for turn in range(30):
+            life.cycle(turn % 3, held=turn % 2 == 0)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(live) for _ in range(8)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_pages_that_are_used_again_hold_nothing_of_before(way: str) -> None:

@@ -14,7 +14,6 @@ Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Li
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import functools
@@ -299,39 +298,46 @@ class _Files:
         self._free: dict[int, list[_File]] = {}
         self._described: OrderedDict[_File, None] = OrderedDict()
         self._pages = 0
+        # A descriptor must not be given up between looking at it and mapping it. Images go when they are collected,
+        # which may be in the midst of anything, so the same thread may come again.
+        self.lock = threading.RLock()
 
     def take(self, size: int, parts: Parts) -> _File:
         """A file of `size` bytes that holds `parts`."""
-        free = self._free.get(size)
-        file = None
-        if free and all(offset % PAGE == 0 and len(data) % PAGE == 0 for offset, data in parts):
-            with contextlib.suppress(IndexError):  # another thread was faster
+        with self.lock:
+            free = self._free.get(size)
+            if not free or any(offset % PAGE or len(data) % PAGE for offset, data in parts):
+                file = _File(size, parts)
+            else:
                 file = free.pop()
-        if file is None:
-            file = _File(size, parts)
-        else:
-            self._pages -= file.pages.bit_count()
-            file.fill(parts)
-        self.describe(file)
-        return file
+                self._pages -= file.pages.bit_count()
+                try:
+                    file.fill(parts)
+                except BaseException:
+                    self._described.pop(file, None)
+                    file.close()
+                    raise
+            self.describe(file)
+            return file
 
     def give(self, file: _File) -> None:
         """Nobody looks at this one any more."""
         pages = file.pages.bit_count()
-        self._described.pop(file, None)
-        if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
-            _kernel().unseen(file.bytes)
-            self._pages += pages
-            self._free.setdefault(file.size, []).append(file)
-            self.describe(file)
-        else:
-            file.close()
+        with self.lock:
+            self._described.pop(file, None)
+            if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
+                _kernel().unseen(file.bytes)
+                self._pages += pages
+                self._free.setdefault(file.size, []).append(file)
+                self.describe(file)
+            else:
+                file.close()
 
     def describe(self, file: _File) -> None:
         """This one was needed last. Those that were not for the longest time are left without a descriptor."""
         described = self._described
+        described.pop(file, None)
         described[file] = None
-        described.move_to_end(file)
         while len(described) > _DESCRIPTORS:
             old, _ = described.popitem(last=False)
             free = self._free.get(old.size)
@@ -341,8 +347,9 @@ class _Files:
             old.close()
 
     def forget(self) -> None:
-        """In a forked child: what is here is the parent's."""
+        """In a forked child: what is here is the parent's, and so may be whoever has the lock."""
         _Files.forks += 1
+        self.lock = threading.RLock()
         for free in self._free.values():
             for file in free:
                 file.close()
@@ -366,13 +373,14 @@ class _Mapped(Image):
         self.view = self._file.bytes
 
     def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
-        file = self._file
-        if file.descriptor < 0:
-            self._file = file = file.again()
-            self.view = file.bytes
-        else:
-            _files.describe(file)
-        _kernel().lay(address, self.size, file.descriptor)
+        with _files.lock:
+            file = self._file
+            if file.descriptor < 0:
+                self._file = file = file.again()
+                self.view = file.bytes
+            else:
+                _files.describe(file)
+            _kernel().lay(address, self.size, file.descriptor)
 
     def written(self, address: int, size: int) -> Runs:
         return _kernel().written(address, size)
