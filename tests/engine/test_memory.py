@@ -165,6 +165,19 @@ def test_memory_that_the_system_refuses_is_told_from_the_limit(monkeypatch: pyte
     guest.close()
 
 
+def test_an_interrupt_while_memory_grows_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    guest = growing()
+    guest.enter("grow", [3])
+    with monkeypatch.context() as patched:
+        patched.setattr(linear.LinearMemory, "grow", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            outcome_of(guest)
+    guest.close()
+
+
 async def test_a_guest_without_addresses_is_blocked(lab: MemoryLab, monkeypatch: pytest.MonkeyPatch) -> None:
     await lab.start(wat.script())
 

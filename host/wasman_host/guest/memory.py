@@ -23,6 +23,7 @@ import mmap
 import os
 import resource
 import sys
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -65,7 +66,7 @@ class _Scan(ctypes.Structure):
 
 
 class _Kernel:
-    """The system calls, with one buffer for what they list: a process scans one memory at a time."""
+    """The system calls, with one buffer for what they list: a thread scans one memory at a time."""
 
     def __init__(self) -> None:
         libc = ctypes.PyDLL(None, use_errno=True)  # these never wait
@@ -87,6 +88,9 @@ class _Kernel:
         # A huge page would make 512 pages of one write.
         huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
         self._huge = "[always]" in huge.read_text() if huge.exists() else False
+
+    def __del__(self) -> None:
+        os.close(self._pagemap)
 
     def lay(self, address: int, size: int, descriptor: int) -> None:
         """Map a file over the memory at `address`."""
@@ -164,13 +168,19 @@ def no_huge_pages(address: int, size: int) -> None:
         _kernel().no_huge_pages(address, size)
 
 
-_kernels: list[_Kernel] = []
+class _Kernels(threading.local):
+    kernel: _Kernel | None = None
+
+
+_kernels = _Kernels()
 
 
 def _kernel() -> _Kernel:
-    if not _kernels or _kernels[0].process != os.getpid():  # a forked child has a memory of its own
-        _kernels[:] = [_Kernel()]
-    return _kernels[0]
+    """This thread's."""
+    kernel = _kernels.kernel
+    if kernel is None or kernel.process != os.getpid():  # a forked child has a memory of its own
+        kernel = _kernels.kernel = _Kernel()
+    return kernel
 
 
 class Image(ABC):

@@ -82,7 +82,7 @@ class Backend(ABC):
     async def mark(self, name: str, *, sure: bool = True) -> None:
         """Make an object of which only the name counts, unless it is there.
 
-        It is durable only where it has to be `sure`.
+        It is durable only where it has to be `sure`; else it may not even be made where nothing stands beside it.
         """
         del sure
         await self.put(name, NOTHING, None)

@@ -51,6 +51,7 @@ FORMAT = b'{"wasman objects": 1}\n'
 _FORMAT = seal(Address("", "", "", "format"), FORMAT)
 _OURS = frozenset({"format", "locks"})  # what is there before anything else is
 _THREADS = 16
+_PATIENCE = 0.02
 _NEW = ".wasman-"  # begins the names of files that are not yet at their place
 _LEFT_OVER = 3600  # seconds after which such a file is nobody's
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -97,7 +98,7 @@ class DirectoryBackend(Backend):
     async def open(self) -> None:
         self._limiter = anyio.CapacityLimiter(_THREADS)
         with self._explaining():
-            self._prepare()
+            await self._on_thread(self._prepare)
         self._root = self._identity()
 
     def _prepare(self) -> None:
@@ -182,31 +183,41 @@ class DirectoryBackend(Backend):
             ) from error
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
-        # Not abandoned when the caller is cancelled: what has begun is finished.
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        """Do it on a thread, and again a little later where somebody holds the lock of what it needs."""
+        deadline, attempt = time.monotonic() + self.busy_timeout, 0
+        while True:
+            try:
+                # Not abandoned when the caller is cancelled: what has begun is finished.
+                return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+            except _LockedError:
+                if time.monotonic() >= deadline:
+                    held = f"was locked by another process for {self.busy_timeout:g} s"
+                    raise StoreUnavailableError(
+                        f"the store {self.place} {held}: find out which one, and end it"
+                    ) from None
+            attempt += 1
+            await anyio.sleep(pause(attempt))
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self, name: str, *, alone: bool, wait: bool = True) -> Iterator[int]:
-        """Hold the lock of a name; what a killed process has left unsynced under it is synced first."""
+    def _locked(self, name: str, *, alone: bool, patience: float = _PATIENCE) -> Iterator[int]:
+        """Hold the lock of a name; what a killed process has left unsynced under it is synced first.
+
+        A thread waits for as long as it has `patience`, in seconds: a stopped process must not use up all threads.
+        """
         path = self.path / "locks" / hashlib.sha256(name.encode()).hexdigest()[:3]
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             how = (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB
-            deadline, attempt = time.monotonic() + self.busy_timeout, 0
+            deadline, attempt = time.monotonic() + patience, 0
             while True:
                 try:
                     fcntl.flock(file, how)
                     break
                 except BlockingIOError:
-                    if not wait:
-                        raise _LockedError from None
                     if time.monotonic() >= deadline:
-                        held = (
-                            f"was locked by another process for {self.busy_timeout:g} s: find out which one, and end it"
-                        )
-                        raise StoreUnavailableError(f"the store {self.place} {held}") from None
+                        raise _LockedError from None
                 attempt += 1
                 time.sleep(pause(attempt))
             left = os.pread(file, 4096, 0)
@@ -262,16 +273,16 @@ class DirectoryBackend(Backend):
         self._check(writing=False)
         with self._explaining():
             try:
-                return self._get(name, wait=False)
+                return self._get(name, patience=0.0)
             except _LockedError:
-                return await self._on_thread(partial(self._get, name, wait=True))
+                return await self._on_thread(partial(self._get, name))
 
-    def _get(self, name: str, *, wait: bool) -> Found | None:
+    def _get(self, name: str, *, patience: float = _PATIENCE) -> Found | None:
         if self.read_only:  # it may have no lock files
             data = self._read(self.path / name)
         else:
             try:
-                with self._locked(name, alone=False, wait=wait):
+                with self._locked(name, alone=False, patience=patience):
                     data = self._read(self.path / name)
             except FileNotFoundError:
                 self._check(writing=True)  # it says what became of the folder
@@ -349,20 +360,20 @@ class DirectoryBackend(Backend):
     async def mark(self, name: str, *, sure: bool = True) -> None:
         self._check(writing=True)
         with self._explaining():
-            if sure:
-                await self._on_thread(partial(self._mark, name, sure=True))
-            else:
-                self._mark(name, sure=False)
+            if not sure:
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                    self._files.write(self.path / name, NOTHING, sync=False)
+                return
+            await self._on_thread(partial(self._mark, name))
 
-    def _mark(self, name: str, *, sure: bool) -> None:
+    def _mark(self, name: str) -> None:
         target = self.path / name
         while True:
             self._ensure(target.parent, known=False)
             try:
                 with contextlib.suppress(FileExistsError):
                     self._files.write(target, NOTHING, sync=False)
-                if sure:
-                    self._files.sync_folder(target.parent)
+                self._files.sync_folder(target.parent)
             except FileNotFoundError:
                 if target.parent.exists():
                     raise

@@ -180,12 +180,12 @@ def places(head: Head, now: int) -> dict[str, str]:
         q/<queue>/<time>~<tenant>~<id>~<random>      may be claimed from that time on (20 digits)
         own/<worker>/<tenant>~<id>~<random>          belongs to the worker
         mail/<worker>/<tenant>~<id>~<random>         ... who has unread mail there
-        out/<tenant>~<id>~<random>                   has something to send
+        out/<tenant>~<id>~<random>                   has something to send, or is to be buried
     """
     columns = head.columns
     end = f"{word(head.key.tenant)}{_BETWEEN}{word(head.key.id)}{_BETWEEN}"
     wanted: dict[str, str] = {}
-    if head.outbox:
+    if head.outbox or head.deleted:
         wanted["out"] = f"out/{end}"
     if head.deleted or columns.status not in OPEN or not columns.workflow:
         return wanted
@@ -245,7 +245,7 @@ def decode_part(data: bytes, what: str) -> tuple[list[tuple[int, bytes]], dict[s
             zip((n for n, _ in fields["entries"]), body([size for _, size in fields["entries"]]), strict=True)
         )
         return entries, fields["blobs"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptSnapshotError(f"{what} cannot be read ({error!r}); restore it from a backup") from error
 
 
@@ -260,7 +260,7 @@ def decode_past(data: bytes, what: str) -> tuple[dict[str, tuple[Part, ...]], st
         fields, body = _split(data, what)
         body([])
         return {run: _of_json(parts) for run, parts in fields["past"].items()}, fields["older"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptSnapshotError(f"{what} cannot be read ({error!r}); restore it from a backup") from error
 
 
@@ -399,7 +399,7 @@ def decode_head(sealed: bytes, name: str, what: str) -> Head:
         if "outbox" in fields:
             head = evolve(head, outbox=tuple(_sent_of_json(one) for one in fields["outbox"]))
         others = {what: fields[what] for what in ("blobs", "older", "consumed", "deleted") if what in fields}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptSnapshotError(f"{what} cannot be read ({error!r}); restore it from a backup") from error
     return evolve(head, **others) if others else head
 

@@ -472,6 +472,7 @@ class ObjectStore(Store):
         await self.backend.delete(_born(head), sure=True)  # before the tombstone, also where power is lost
         await self.backend.delete(heads.head_name(folder), cell.etag, sure=True)
         self._cells.pop(head.key, None)
+        await self._tidy(head.marks.values())
         await self.backend.prune(folder)
 
     async def _hint(self, moved: Sequence[Head], *, gone: bool = False) -> None:
@@ -526,8 +527,12 @@ class ObjectStore(Store):
 
     async def _dropped(self, change: Change, before: Head) -> list[str]:
         """The objects of the blobs that a change drops."""
-        places = [await self._place_of(before, change.run, name) for name in change.drops]
-        return [place for place in places if place is not None]
+        places: list[str] = []
+        with contextlib.suppress(CorruptSnapshotError, UnsupportedStateError):  # whoever needs the log is told
+            for name in change.drops:
+                place = await self._place_of(before, change.run, name)
+                places += [] if place is None else [place]
+        return places
 
     async def _head_of(self, run: str) -> Head | None:
         """The instance that has or had the run."""
@@ -815,7 +820,7 @@ class ObjectStore(Store):
         """Send what its owner could not send any more."""
         for name in await self.backend.list("out"):
             head = await self._marked(f"out/{name}")
-            if head is not None and head.outbox:
+            if head is not None and (head.outbox or head.deleted):
                 cell = await self._read(head.key)
                 if cell is not None:
                     await self._settle(cell)
@@ -1042,16 +1047,22 @@ def _newest_first(stored: Stored) -> tuple[int, bytes]:
 
 
 async def _all(work: Callable[[Any], Awaitable[None]], each: Iterable[Any]) -> None:
-    """Do the work for each, several at once."""
+    """Do the work for each, several at once; raises the first error when all are done."""
     waiting = list(each)
-    if len(waiting) == 1:
-        await work(waiting[0])
-        return
+    errors: list[Exception] = []
 
     async def some() -> None:
         while waiting:
-            await work(waiting.pop(0))
+            try:
+                await work(waiting.pop(0))
+            except Exception as error:  # noqa: BLE001  raised below, when the others are done
+                errors.append(error)
 
-    async with anyio.create_task_group() as tasks:
-        for _ in range(min(_AT_ONCE, len(waiting))):
-            tasks.start_soon(some)
+    if len(waiting) < 2:  # noqa: PLR2004
+        await some()
+    else:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(_AT_ONCE, len(waiting))):
+                tasks.start_soon(some)
+    if errors:
+        raise errors[0]
