@@ -628,6 +628,39 @@ async def test_an_unknown_outcome_is_resolved_by_the_nonce(tmp_path: Path) -> No
         assert await store.commit([change("new", None, "n2")]) == [Won(1, 0)]
 
 
+class Slow(Files):
+    """A disk that takes its time to sync an instance's folder, when it is told to."""
+
+    delay = 0.0
+
+    def sync_folder(self, path: Path) -> None:
+        if "default/i" in path.as_posix():
+            time.sleep(self.delay)
+        super().sync_folder(path)
+
+
+async def test_a_claim_that_nobody_waited_for_is_given_to_the_next_call_once(tmp_path: Path) -> None:
+    disk = Slow()
+    async with opened(tmp_path, files=disk) as store:
+        for n in range(12):
+            await store.commit([change(f"i{n}", None, columns=columns(wake=START))])
+        assert await store.beat("w", 10, {}) is not None
+        disk.delay = 0.05
+        with anyio.move_on_after(0.03) as scope:
+            await store.claim("w", ["default"], 3)
+        assert scope.cancelled_caught
+        taken: list[str] = []
+
+        async def take() -> None:
+            while claims := await store.claim("w", ["default"], 2):
+                taken.extend(claim.stored.key.id for claim in claims)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take)
+            tasks.start_soon(take)
+        assert sorted(taken) == sorted(f"i{n}" for n in range(12))
+
+
 async def test_what_a_dead_sender_has_decided_arrives(tmp_path: Path) -> None:
     disk = Torn()
     async with opened(tmp_path, files=disk) as store:
