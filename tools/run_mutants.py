@@ -2,11 +2,11 @@
 
     python tools/run_mutants.py [R04 N03 ...]
 
-A mutant is a unified diff in tests/defects/mutants. R01 to R13 bring the defects of the original back: R05a.patch must
-make a test of tests/defects fail whose name begins with test_r05a, and P01-file one of test_p01: it leaves a sync out.
-The others, N01 and so on, are defects that this
-core could have; each names its test in its first line, `Test: FILE::NAME`. A mutant is applied to a copy of the tree,
-so nothing here changes. Before that all these tests must pass on the copy as it is.
+A mutant is a unified diff in tests/defects/mutants. R01 to R13 bring the defects of the original back, and P01 leaves a
+sync out: R05a.patch must make a test of tests/defects fail whose name begins with test_r05a, and so must
+R05a-anything.patch. The others, N01 and so on, are defects that this core could have; each names its test in its first
+line, `Test: FILE::NAME`. A mutant is applied to a copy of the tree, so nothing here changes. Before that all these
+tests must pass on the copy as it is.
 
 Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
 """

@@ -21,9 +21,17 @@ import anyio.to_thread
 from wasman_host import control, errors
 from wasman_host.channels import local_types
 from wasman_host.engine import Engine
-from wasman_host.errors import BlockedError, InvalidArgumentError, SimulatedCrashError, StreamError
+from wasman_host.errors import (
+    BlockedError,
+    InvalidArgumentError,
+    SimulatedCrashError,
+    StoreUnavailableError,
+    StreamError,
+)
 from wasman_host.guest.module import digest
-from wasman_host.store import Store, path_of
+from wasman_host.store import SqliteStore, Store
+from wasman_host.store.directory import DirectoryBackend
+from wasman_host.store.objects import ObjectStore
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
 from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
@@ -216,20 +224,24 @@ class Runner:
                 message = "keep_alive keeps the worker inside of `async with runner:`, and this run is outside"
                 raise InvalidArgumentError(message)
             async with self:
-                return await self.run(id_)
+                return await self._run(id_)
+            raise StoreUnavailableError(f"the store of {id_!r} was closed in the middle of its run; run it again")
         async with self._one_at_a_time:
-            queue = f"runner {id_}"
-            self._forget()
-            try:
-                await self._work(queue)
-                handle = await self._begun(id_, queue)
-                await self._ended(handle)
-                result = await handle.result()
-                await self._hand_on(id_)
-            finally:
-                if not self._keep_alive:
-                    await self._leave()
-            return result
+            return await self._run(id_)
+
+    async def _run(self, id_: str) -> Any:
+        queue = f"runner {id_}"
+        self._forget()
+        try:
+            await self._work(queue)
+            handle = await self._begun(id_, queue)
+            await self._ended(handle)
+            result = await handle.result()
+            await self._hand_on(id_)
+        finally:
+            if not self._keep_alive:
+                await self._leave()
+        return result
 
     def _forget(self) -> None:
         """What the last run has seen."""
@@ -520,9 +532,10 @@ _folders: WeakKeyDictionary[Store, Path] = WeakKeyDictionary()
 
 def _folder_beside(store: Store) -> Path:
     """Where uploads lie: as durable as the store."""
-    path = path_of(store)
-    if path is not None:
-        return Path(f"{path}-uploads")
+    if isinstance(store, SqliteStore):
+        return Path(f"{store.path}-uploads")
+    if isinstance(store, ObjectStore) and isinstance(store.backend, DirectoryBackend):
+        return Path(f"{store.backend.path}-uploads")
     folder = _folders.get(store)
     if folder is None:
         folder = _folders[store] = Path(tempfile.mkdtemp(prefix="wasman-uploads-"))

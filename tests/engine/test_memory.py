@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,19 @@ def test_memory_that_the_system_refuses_is_told_from_the_limit(monkeypatch: pyte
     assert isinstance(outcome, Exceeded)
     assert (outcome.limit, outcome.used) == ("memory", 5 * 65536)
     assert outcome.refused
+    guest.close()
+
+
+def test_an_interrupt_while_memory_grows_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    guest = growing()
+    guest.enter("grow", [3])
+    with monkeypatch.context() as patched:
+        patched.setattr(linear.LinearMemory, "grow", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            outcome_of(guest)
     guest.close()
 
 
@@ -382,6 +396,25 @@ def test_an_image_is_taken_anew_when_much_differs(way: str) -> None:
     assert [*rebased.difference(guest.base, guest.memory())] == [7]
     assert len(rebased.fold(guest.base, guest.memory(), first.image)) == 600
     guest.close()
+
+
+def test_threads_have_their_guests_beside_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    del way
+    monkeypatch.setattr(memory, "_DESCRIPTORS", 4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def live() -> None:
+        life = Life()
+        for turn in range(30):
+            life.cycle(turn % 3, held=turn % 2 == 0)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(live) for _ in range(8)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_pages_that_are_used_again_hold_nothing_of_before(way: str) -> None:

@@ -647,3 +647,21 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_names_no_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="sqlite:///relative"):
         open_store(url)
+
+
+def test_it_is_opened_again_in_another_event_loop(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "wasman.db")
+    reached: list[str] = []
+
+    async def once() -> None:
+        await store.open()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.serve)
+            await anyio.wait_all_tasks_blocked()  # it waits for somebody who watches
+            reached.append("waits")
+            tasks.cancel_scope.cancel()
+        await store.close()
+
+    for backend in ("asyncio", "asyncio", "trio", "asyncio"):
+        anyio.run(once, backend=backend)
+    assert len(reached) == 4

@@ -88,12 +88,12 @@ class _Ranges:
 
     def take(self) -> _Range:
         """One whose first bytes nobody can touch. Raises `OSError` where there is none left."""
-        for _ in range(min(2, len(self._looked_at))):
-            old = self._looked_at.popleft()
-            if not old.is_looked_at:
-                return old
-            self._looked_at.append(old)
-        try:
+        try:  # other threads take and give as well
+            for _ in range(min(2, len(self._looked_at))):
+                old = self._looked_at.popleft()
+                if not old.is_looked_at:
+                    return old
+                self._looked_at.append(old)
             return self._free.pop()
         except IndexError:
             return _Range()

@@ -269,8 +269,7 @@ class Guest:
         code = capi.trap_code(self._trap.value) if self._trap.value else None
         problem = self._take_problem()
         if self.exceeded or (self.tables and self.look()):
-            if stopping is not None and not isinstance(stopping, StopGuest):
-                raise stopping
+            self.stopping = stopping
             return self._exceeding()
         if isinstance(stopping, StopGuest):
             return Ended(code=stopping.code)
@@ -299,6 +298,9 @@ class Guest:
         return max((capi.table_size(self._context, table) for table in self.tables), default=0)
 
     def _exceeding(self) -> Exceeded:
+        stopping, self.stopping = self.stopping, None
+        if stopping is not None and not isinstance(stopping, StopGuest):
+            raise stopping
         if self.linear.wanted:
             return Exceeded("memory", self.linear.wanted, refused=self.linear.refused)
         return Exceeded("table_elements", self._largest_table())

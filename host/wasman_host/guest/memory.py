@@ -14,7 +14,6 @@ Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Li
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import functools
@@ -23,13 +22,14 @@ import mmap
 import os
 import resource
 import sys
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void_p
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 __all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "no_huge_pages"]
 
@@ -42,9 +42,9 @@ _ZEROS = bytes(PAGE)
 _BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
 _REBASE = 512  # pages that may differ from the image before a new one is taken: each is compared at every snapshot
 
-_PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 3, 1, 2 | 16
-_MADV_NOHUGEPAGE = 15
-_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
+_PROT_READ, _PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 1, 3, 1, 2 | 16
+_MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
+_SEALS = 0x0007  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: a page that goes would be a fault in every guest
 _SPARE_PAGES = 16 * 1024  # 64 MiB
 # Descriptors of images: whatever else a process opens needs some as well.
 _DESCRIPTORS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
@@ -65,7 +65,7 @@ class _Scan(ctypes.Structure):
 
 
 class _Kernel:
-    """The system calls, with one buffer for what they list: a process scans one memory at a time."""
+    """The system calls, with one buffer for what they list: a thread scans one memory at a time."""
 
     def __init__(self) -> None:
         libc = ctypes.PyDLL(None, use_errno=True)  # these never wait
@@ -88,6 +88,9 @@ class _Kernel:
         huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
         self._huge = "[always]" in huge.read_text() if huge.exists() else False
 
+    def __del__(self) -> None:
+        os.close(self._pagemap)
+
     def lay(self, address: int, size: int, descriptor: int) -> None:
         """Map a file over the memory at `address`."""
         if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
@@ -96,12 +99,17 @@ class _Kernel:
 
     def view(self, descriptor: int, size: int) -> memoryview:
         """A file's bytes, mapped for as long as anybody has a view of them. `mmap.mmap` would keep a descriptor."""
-        address = self._mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, 0)
+        address = self._mmap(None, size, _PROT_READ, _MAP_SHARED, descriptor, 0)
         if address in {None, c_void_p(-1).value}:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
         array = (ctypes.c_ubyte * size).from_address(address)
         weakref.finalize(array, self._munmap, address, size).atexit = False
-        return memoryview(array).cast("B")
+        return memoryview(array).cast("B").toreadonly()
+
+    def unseen(self, view: memoryview) -> None:
+        """Pages of a file that were read by its view no longer count for this process."""
+        array = view.obj
+        self._madvise(addressof(cast("ctypes.Array[ctypes.c_ubyte]", array)), len(view), _MADV_DONTNEED)
 
     def no_huge_pages(self, address: int, size: int) -> None:
         """What is written there shall count by small pages."""
@@ -159,13 +167,19 @@ def no_huge_pages(address: int, size: int) -> None:
         _kernel().no_huge_pages(address, size)
 
 
-_kernels: list[_Kernel] = []
+class _Kernels(threading.local):
+    kernel: _Kernel | None = None
+
+
+_kernels = _Kernels()
 
 
 def _kernel() -> _Kernel:
-    if not _kernels or _kernels[0].process != os.getpid():  # a forked child has a memory of its own
-        _kernels[:] = [_Kernel()]
-    return _kernels[0]
+    """This thread's."""
+    kernel = _kernels.kernel
+    if kernel is None or kernel.process != os.getpid():  # a forked child has a memory of its own
+        kernel = _kernels.kernel = _Kernel()
+    return kernel
 
 
 class Image(ABC):
@@ -205,7 +219,7 @@ Parts: TypeAlias = Sequence[tuple[int, bytes | memoryview]]
 
 
 class _File:
-    """A memory file with a mapping through which it is written and read. Its pages are there to be used again.
+    """A memory file with a mapping through which it is read. Its pages are there to be used again.
 
     Attributes:
         descriptor: To map it by; -1 where it was given up.
@@ -224,10 +238,7 @@ class _File:
         try:
             os.ftruncate(self.descriptor, size)
             self.bytes = _kernel().view(self.descriptor, size)
-            for offset, data in parts:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
+            self._write(parts)
             fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
         except BaseException:
             self.close()
@@ -253,15 +264,20 @@ class _File:
     def fill(self, parts: Parts) -> None:
         """Hold `parts`, which are whole pages, and nothing else."""
         pages = _pages_of(parts)
-        view = self.bytes
         left = self.pages & ~pages
         while left:
             page = left.bit_length() - 1
-            view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            os.pwrite(self.descriptor, _ZEROS, page * PAGE)
             left ^= 1 << page
-        for offset, data in parts:
-            view[offset : offset + len(data)] = data
+        self._write(parts)
         self.pages |= pages
+
+    def _write(self, parts: Parts) -> None:
+        # Not through a mapping: pages that are seen there would count twice for this process.
+        for offset, data in parts:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
 
 
 def _pages_of(parts: Parts) -> int:
@@ -282,38 +298,46 @@ class _Files:
         self._free: dict[int, list[_File]] = {}
         self._described: OrderedDict[_File, None] = OrderedDict()
         self._pages = 0
+        # A descriptor must not be given up between looking at it and mapping it. Images go when they are collected,
+        # which may be in the midst of anything, so the same thread may come again.
+        self.lock = threading.RLock()
 
     def take(self, size: int, parts: Parts) -> _File:
         """A file of `size` bytes that holds `parts`."""
-        free = self._free.get(size)
-        file = None
-        if free and all(offset % PAGE == 0 and len(data) % PAGE == 0 for offset, data in parts):
-            with contextlib.suppress(IndexError):  # another thread was faster
+        with self.lock:
+            free = self._free.get(size)
+            if not free or any(offset % PAGE or len(data) % PAGE for offset, data in parts):
+                file = _File(size, parts)
+            else:
                 file = free.pop()
-        if file is None:
-            file = _File(size, parts)
-        else:
-            self._pages -= file.pages.bit_count()
-            file.fill(parts)
-        self.describe(file)
-        return file
+                self._pages -= file.pages.bit_count()
+                try:
+                    file.fill(parts)
+                except BaseException:
+                    self._described.pop(file, None)
+                    file.close()
+                    raise
+            self.describe(file)
+            return file
 
     def give(self, file: _File) -> None:
         """Nobody looks at this one any more."""
         pages = file.pages.bit_count()
-        self._described.pop(file, None)
-        if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
-            self._pages += pages
-            self._free.setdefault(file.size, []).append(file)
-            self.describe(file)
-        else:
-            file.close()
+        with self.lock:
+            self._described.pop(file, None)
+            if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
+                _kernel().unseen(file.bytes)
+                self._pages += pages
+                self._free.setdefault(file.size, []).append(file)
+                self.describe(file)
+            else:
+                file.close()
 
     def describe(self, file: _File) -> None:
         """This one was needed last. Those that were not for the longest time are left without a descriptor."""
         described = self._described
+        described.pop(file, None)
         described[file] = None
-        described.move_to_end(file)
         while len(described) > _DESCRIPTORS:
             old, _ = described.popitem(last=False)
             free = self._free.get(old.size)
@@ -323,8 +347,9 @@ class _Files:
             old.close()
 
     def forget(self) -> None:
-        """In a forked child: what is here is the parent's."""
+        """In a forked child: what is here is the parent's, and so may be whoever has the lock."""
         _Files.forks += 1
+        self.lock = threading.RLock()
         for free in self._free.values():
             for file in free:
                 file.close()
@@ -345,16 +370,17 @@ class _Mapped(Image):
     def __init__(self, size: int, parts: Parts) -> None:
         self._file = _files.take(size, parts)
         self.size = size
-        self.view = self._file.bytes.toreadonly()
+        self.view = self._file.bytes
 
     def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
-        file = self._file
-        if file.descriptor < 0:
-            self._file = file = file.again()
-            self.view = file.bytes.toreadonly()
-        else:
-            _files.describe(file)
-        _kernel().lay(address, self.size, file.descriptor)
+        with _files.lock:
+            file = self._file
+            if file.descriptor < 0:
+                self._file = file = file.again()
+                self.view = file.bytes
+            else:
+                _files.describe(file)
+            _kernel().lay(address, self.size, file.descriptor)
 
     def written(self, address: int, size: int) -> Runs:
         return _kernel().written(address, size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,19 @@ _REENTRANT = "wasman_reentrant"
 _ABI_V1 = "wasman_abi"
 
 
-@functools.cache
-def _linker(on: GuestEngine) -> tuple[Linker, list[Any]]:
-    return linker_of(on.engine, _FUNCTIONS)
+_linkers: dict[GuestEngine, tuple[Linker, list[Any]]] = {}
+_linking = threading.Lock()
+
+
+def _linker(on: GuestEngine) -> Linker:
+    """The one linker of an engine.
+
+    Threads that compile at once must share it: the callbacks of a second one would be freed while guests call them.
+    """
+    with _linking:
+        if on not in _linkers:
+            _linkers[on] = linker_of(on.engine, _FUNCTIONS)
+        return _linkers[on][0]
 
 
 def digest(data: bytes) -> str:
@@ -169,7 +179,7 @@ class GuestModule:
             module = self._compiled
             if on is not engine_of(STACK):
                 module = Module.deserialize(on.engine, self._compiled.serialize())
-            prepared = _linker(on)[0].instantiate_pre(module)
+            prepared = _linker(on).instantiate_pre(module)
             found = self._prepared.setdefault(on, (prepared, capi.address(prepared)))
         return found[1]
 

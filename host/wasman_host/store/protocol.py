@@ -282,7 +282,8 @@ class Store(ABC):
     What the caller gives is checked before anything is written: `InvalidArgumentError`. Damage to the rows of one
     instance is `CorruptSnapshotError`; damage that the store cannot see is found by the digests in the record.
 
-    One `Store` object belongs to one event loop. `open` is called on it first, `close` last.
+    One `Store` object belongs to one event loop at a time. `open` is called on it first, `close` last; then it may be
+    opened again, in the same loop or in another.
 
     Attributes:
         deflates: Whether what is kept here is to be compressed: everywhere but where reading soon matters more.

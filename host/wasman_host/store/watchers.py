@@ -93,6 +93,6 @@ class Watchers:
     async def watched(self) -> None:
         """Wait until somebody watches."""
         while not self:
-            if self._watched is None or self._watched.settled:
-                self._watched = Answer()
+            # Always a new one: an unsettled one may be of an event loop that has ended.
+            self._watched = Answer()
             await self._watched.wait()
