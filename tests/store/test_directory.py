@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -198,6 +199,8 @@ async def test_any_id_is_a_file_of_its_own(tmp_path: Path, name: str) -> None:
             assert await store.read(f"run {one}") == [(0, one.encode())]
             assert [letter.body for letter in await store.mail(key(one))] == [bytes(10_000)]
     assert names_in(tmp_path) == ["store"]
+    allowed = re.compile(r"[a-z0-9_.=~-]+", re.ASCII)  # whatever the file system makes of capitals
+    assert all(allowed.fullmatch(path.name) for path in (tmp_path / "store").rglob("*"))
 
 
 async def test_a_deletion_leaves_no_file(tmp_path: Path) -> None:
@@ -227,6 +230,25 @@ async def test_losers_and_what_is_consumed_or_dropped_leave_no_file(tmp_path: Pa
         assert await store.blob("r", "old") is None
 
 
+async def test_who_loses_a_race_leaves_no_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store, opened(tmp_path) as other:
+        await store.commit([change("a", None, "r")])
+        before = set(files_in(tmp_path / "store"))
+        results: list[Any] = []
+
+        async def swap(n: int, rival: ObjectStore) -> None:
+            one = change("a", ("r", 1), columns=columns(wake=START + n), blobs=[blob(f"b{n}")])
+            results.extend(await rival.commit([one]))
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(8):
+                tasks.start_soon(swap, n, (store, other)[n % 2])
+        assert sorted(map(repr, results)) == [repr(Lost(("r", 2)))] * 7 + [repr(Won(2, 0))]
+        [mark, kept] = sorted(set(files_in(tmp_path / "store")) - before, reverse=True)
+        assert mark.startswith("q/default/")
+        assert kept.startswith("i/default/a/")
+
+
 async def test_a_long_log_goes_to_objects_of_its_own_and_reads_back(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.commit([change("a", None, "r")])
@@ -252,7 +274,7 @@ async def test_many_runs_stay_readable_and_the_record_small(tmp_path: Path) -> N
         for n in range(1, 80):
             one = change("a", (f"r{n - 1}", n), f"r{n}", entries=[(0, b"%d" % n)], blobs=[blob("b", b"%d" % n)])
             assert await store.commit([one]) == [Won(n + 1, 0)]
-        assert only(tmp_path, "store/i/*/a/rec").stat().st_size < 10_000
+        assert only(tmp_path, "store/i/*/a/rec").stat().st_size < 6_000
         for n in (1, 40, 79):
             with pytest.raises(InvalidArgumentError, match="draw a new one"):
                 await store.commit([change("a", ("r79", 80), f"r{(n + 78) % 79}")])
@@ -604,6 +626,39 @@ async def test_an_unknown_outcome_is_resolved_by_the_nonce(tmp_path: Path) -> No
         assert await tear("default/new", lambda: store.commit([last])) in ([Won(0, 0)], [Lost(None)])
         assert await store.load(key("new")) is None
         assert await store.commit([change("new", None, "n2")]) == [Won(1, 0)]
+
+
+class Slow(Files):
+    """A disk that takes its time to sync an instance's folder, when it is told to."""
+
+    delay = 0.0
+
+    def sync_folder(self, path: Path) -> None:
+        if "default/i" in path.as_posix():
+            time.sleep(self.delay)
+        super().sync_folder(path)
+
+
+async def test_a_claim_that_nobody_waited_for_is_given_to_the_next_call_once(tmp_path: Path) -> None:
+    disk = Slow()
+    async with opened(tmp_path, files=disk) as store:
+        for n in range(12):
+            await store.commit([change(f"i{n}", None, columns=columns(wake=START))])
+        assert await store.beat("w", 10, {}) is not None
+        disk.delay = 0.05
+        taken: list[str] = []
+
+        async def take(limit: int) -> None:
+            taken.extend(claim.stored.key.id for claim in await store.claim("w", ["default"], limit))
+
+        with anyio.move_on_after(0.03):
+            await take(3)
+        for _ in range(6):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take, 2)
+                await anyio.sleep(0.02)
+                tasks.start_soon(take, 2)
+        assert sorted(taken) == sorted(f"i{n}" for n in range(12))
 
 
 async def test_what_a_dead_sender_has_decided_arrives(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.store.settings import START, at, change, columns, key
 from wasman_host.store import Filter, Won
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROUNDS = 100
+ROUNDS = {".db": 100, "": 40}  # a loser's run is looked for in every file of a folder
 RIVALS = ("x", "y", "z")
 
 
@@ -77,18 +77,19 @@ def run_round(racers: dict[str, Racer], what: str, number: int) -> str:
 
 
 async def test_one_interpreter_wins_each_round(place: Path, racers: dict[str, Racer]) -> None:
+    rounds = ROUNDS[place.suffix]
     store = at(place)
     await store.open()
     assert await store.commit([change("mailbox", None)]) == [Won(1, 0)]
-    commits = [change(f"commit-{n}", None, f"commit-{n}") for n in range(ROUNDS)]
+    commits = [change(f"commit-{n}", None, f"commit-{n}") for n in range(rounds)]
     claims = [
         change(f"claim-{n}", None, columns=columns(queue=f"claim-{n}", wake=START, owner="dead" if n % 2 else None))
-        for n in range(ROUNDS)
+        for n in range(rounds)
     ]
-    assert await store.commit(commits + claims) == [Won(1, 0)] * (2 * ROUNDS)
+    assert await store.commit(commits + claims) == [Won(1, 0)] * (2 * rounds)
     tally = dict.fromkeys(RIVALS, 0)
     effects = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for what in ("commit", "create"):
             winner = run_round(racers, what, number)
             tally[winner] += 1
@@ -111,6 +112,6 @@ async def test_one_interpreter_wins_each_round(place: Path, racers: dict[str, Ra
     assert sorted(row.key.id for row in children.rows) == sorted(f"child-{effect}" for effect in effects)
     for name in RIVALS:
         assert await store.count(Filter(attributes={"winner": name})) == sum(one.endswith(name) for one in effects)
-    assert sum(tally.values()) == 3 * ROUNDS
+    assert sum(tally.values()) == 3 * rounds
     assert sum(1 for wins in tally.values() if wins) >= 2, f"nobody else was fast enough for a race: {tally}"
     await store.close()

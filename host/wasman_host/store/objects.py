@@ -122,7 +122,7 @@ class ObjectStore(Store):
         self._runs: dict[str, Key] = {}
         self._parts: dict[str, tuple[list[tuple[int, bytes]], dict[str, str]]] = {}
         self._stale: dict[str, float] = {}
-        self._claiming: dict[Key, str] = {}  # claims whose outcome is not known, and their nonces
+        self._doubts: dict[Key, str] = {}  # claims that may have landed though nobody was told, and their nonces
         self._leases: dict[str, tuple[str, str]] = {}  # this object's own workers: etag and token
         self._lost: set[str] = set()
         self._watchers = Watchers()
@@ -686,7 +686,8 @@ class ObjectStore(Store):
         lease = await self._lease(worker)
         if limit < 1 or lease is None or lease[1] <= now:
             return []  # whoever takes what others may take back at once should beat first
-        claims = await self._doubtful(worker)
+        if claims := await self._doubtful(worker):
+            return claims
         await self._send_for_the_dead()
         dead = await self._owners_that_died(worker, now)
         names = await self._due(queues, now)
@@ -705,8 +706,7 @@ class ObjectStore(Store):
             ):
                 order = (*claim_order(head.columns, head.number, now), head.key.id)
                 found[head.key] = (order, head, holder is not None)
-        wanted = sorted(found.values(), key=lambda one: one[0])[: max(0, limit - len(claims))]
-        return claims + await self._take(worker, wanted, dead)
+        return await self._take(worker, sorted(found.values(), key=lambda one: one[0])[:limit], dead)
 
     async def _due(self, queues: Sequence[str], now: int) -> builtins.list[tuple[int, str]]:
         """(time, mark) of what nobody owns and wants to be claimed."""
@@ -752,12 +752,15 @@ class ObjectStore(Store):
             except (CorruptSnapshotError, UnsupportedStateError):
                 return  # it was damaged a moment ago
 
-        await _all(take, range(len(wanted)))
+        try:
+            await _all(take, range(len(wanted)))
+        except BaseException:
+            # Nobody gets these now, and they are this worker's all the same.
+            self._doubts.update((claim.stored.key, claim.stored.nonce) for claim in claims if claim is not None)
+            raise
         taken = [claim for claim in claims if claim is not None]
         if errors and not taken:
             raise errors[0]
-        for claim in taken:
-            self._claiming.pop(claim.stored.key, None)
         return taken
 
     async def _claim(self, worker: str, seen: Head, *, takeover: bool) -> Claim | None:
@@ -767,18 +770,20 @@ class ObjectStore(Store):
         draft = _Draft()
         columns = evolve(seen.columns, owner=worker, takeovers=seen.columns.takeovers + takeover)
         nonce = secrets.token_hex(16) + ("t" if takeover else "c")
-        self._claiming[seen.key] = nonce  # from here on it may be this worker's without its knowing
-        swapped = await self._swap(
-            cell, evolve(cell.head, version=seen.version + 1, nonce=nonce, columns=columns), draft
-        )
-        if swapped is None:
-            self._claiming.pop(seen.key, None)
-            await self._discard(draft)
-            return None
-        self._know(swapped.head)
-        if takeover:
-            with contextlib.suppress(StoreError, CorruptSnapshotError, UnsupportedStateError):
-                await self._collect(swapped.head)
+        try:
+            swapped = await self._swap(
+                cell, evolve(cell.head, version=seen.version + 1, nonce=nonce, columns=columns), draft
+            )
+            if swapped is None:
+                await self._discard(draft)
+                return None
+            self._know(swapped.head)
+            if takeover:
+                with contextlib.suppress(StoreError, CorruptSnapshotError, UnsupportedStateError):
+                    await self._collect(swapped.head)
+        except BaseException:
+            self._doubts[seen.key] = nonce  # it may be this worker's without its knowing
+            raise
         return Claim(swapped.head.stored, takeover)
 
     async def _collect(self, head: Head) -> None:
@@ -809,11 +814,18 @@ class ObjectStore(Store):
     async def _doubtful(self, worker: str) -> list[Claim]:
         """Claims that have landed although they failed, or although nobody waited for them."""
         claims = []
-        for key, nonce in list(self._claiming.items()):
-            cell = await self._living(key)
+        doubts = dict(self._doubts)
+        for key, nonce in doubts.items():
+            try:
+                cell = await self._living(key)
+            except (CorruptSnapshotError, UnsupportedStateError):
+                continue
             if cell is not None and (cell.head.nonce, cell.head.columns.owner) == (nonce, worker):
                 claims.append(Claim(cell.head.stored, nonce.endswith("t")))
-            self._claiming.pop(key, None)
+        # Another call may have looked at the same ones meanwhile; whoever is first has them.
+        claims = [claim for claim in claims if self._doubts.get(claim.stored.key) == claim.stored.nonce]
+        for key in doubts:
+            self._doubts.pop(key, None)
         return claims
 
     async def _send_for_the_dead(self) -> None:
