@@ -15,7 +15,7 @@ import pytest
 from tests import wat
 from tests.lab import MemoryLab, sink, source
 from wasman_host import streams
-from wasman_host.errors import StreamError
+from wasman_host.errors import GuestTimeoutError, StreamError
 from wasman_host.record import Limits, StreamSpec
 from wasman_host.session_streams import SessionStreams
 from wasman_host.store import Change, Status, Step
@@ -229,3 +229,16 @@ async def test_a_run_that_dies_between_digest_and_name_is_published_whole(
     assert await lab.complete() == [len(data)]
     assert (tmp_path / "out").read_bytes() == data
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]  # noqa: PTH208  a loop over a Path is a lint of its own
+
+
+@pytest.mark.parametrize("source_is", ["file", "none"])
+async def test_a_guest_that_reads_on_behind_the_end_meets_its_limit(
+    source_is: str, lab: MemoryLab, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_bytes(b"all there is")
+    read = f"(call $stream_data (i32.const 0) (i32.const {wat.BUFFER}) (i32.const 100))"
+    module = wat.script(wat.raw(f"(loop $ever (drop {read}) (br $ever))"))
+    given = source(tmp_path / "in") if source_is == "file" else {}
+    await lab.start(module, sources=given, limits=Limits(turn_seconds=0.1))
+    async with lab.worker():
+        await lab.blocked(GuestTimeoutError)
