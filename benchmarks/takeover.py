@@ -118,9 +118,8 @@ def _figure(folder: Path, *, kill: bool) -> Figure:
         ratio="",
         bound=f"{_BOUND:g} s",
         holds=max(times) <= _BOUND,
-        note=f"{_ROUNDS} rounds on SQLite, the spread is all of them; v0 guests in the middle of a call, which "
-        f"are replayed; every result is checked, all were there after "
-        f"{statistics.median(done for _, done in rounds):.2f} s",
+        note=f"{_ROUNDS} rounds on SQLite, the spread is all of them; v0 guests in the middle of a call, which are "
+        f"replayed; every result is checked, all there after {statistics.median(done for _, done in rounds):.2f} s",
     )
 
 

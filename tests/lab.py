@@ -21,9 +21,11 @@ from wasman_host.record import Limits, Record, StreamSpec
 from wasman_host.store import (
     CLOSED,
     Change,
+    DirectoryBackend,
     Key,
     Lost,
     MemoryStore,
+    ObjectStore,
     SqliteStore,
     Status,
     Step,
@@ -32,12 +34,15 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.store.heads import decode_head, word
 from wasman_host.streams import StreamTypes, identify_file
 
 __all__ = [
     "AT_ONCE",
     "COMPILED",
     "Cell",
+    "DirectoryLab",
+    "DiskLab",
     "Dying",
     "Handler",
     "Lab",
@@ -304,16 +309,19 @@ class MemoryLab(Lab):
         self.store._instances[Key("default", id)].stored = evolve(self.stored(id), **fields)
 
 
-class SqliteLab(Lab):
-    """Over one SQLite file; every handle is a process's own."""
+class DiskLab(Lab):
+    """Over one place on disk; every handle is a process's own."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._handles: list[Store] = []
 
+    def another(self) -> Store:
+        raise NotImplementedError
+
     async def handle(self) -> Store:
-        store = SqliteStore(self.path)
+        store = self.another()
         await store.open()
         self._handles.append(store)
         return store
@@ -325,6 +333,43 @@ class SqliteLab(Lab):
     async def close(self) -> None:
         for store in self._handles:
             await store.close()
+
+
+class DirectoryLab(DiskLab):
+    """Over one folder."""
+
+    def another(self) -> Store:
+        return ObjectStore(DirectoryBackend(self.path))
+
+    def cell(self, kind: str, id: str = "w") -> Cell:
+        [head] = [
+            decode_head(path.read_bytes(), path.relative_to(self.path).as_posix(), "")
+            for path in self.path.glob(f"i/*/{id}/rec")
+        ]
+        folder = f"i/default/{id}"
+        [path] = {
+            "head": [self.path / folder / "rec"],
+            "log": [self.path / part.name for part in head.parts[:1]],
+            "snapshot": sorted(self.path.glob(f"{folder}/*-b-*-snapshot-*"))[:1],
+            "payload": sorted(self.path.glob(f"{folder}/*-b-*-payload-*"))[:1],
+            "image": sorted(self.path.glob(f"image/{head.columns.module}*"))[:1] or list(self.path.glob("image/*"))[:1],
+            "module": [self.path / "module" / word(head.columns.module)],
+        }[kind]
+
+        def write(data: bytes | None) -> None:
+            if data is None:
+                path.unlink()
+            else:
+                path.write_bytes(data)
+
+        return Cell(path.read_bytes, write)
+
+
+class SqliteLab(DiskLab):
+    """Over one SQLite file."""
+
+    def another(self) -> Store:
+        return SqliteStore(self.path)
 
     def cell(self, kind: str, id: str = "w") -> Cell:
         run = f"(select run_number from instance where id = '{id}')"  # noqa: S608  the test's own id

@@ -318,7 +318,8 @@ class Client:
         """A client that opens its store when it is entered.
 
         Args:
-            url: `sqlite:///file.db` (relative) or `sqlite:////absolute/file.db`, or `memory://` for one process's life.
+            url: `sqlite:///file.db` (relative) or `sqlite:////absolute/file.db`; `file://folder` (relative) or
+                `file:///absolute/folder`; or `memory://` for one process's life.
             tenant: Whose instances it sees.
 
         Raises:

@@ -23,12 +23,11 @@ from wasman_host.channels import local_types
 from wasman_host.engine import Engine
 from wasman_host.errors import BlockedError, InvalidArgumentError, SimulatedCrashError, StreamError
 from wasman_host.guest.module import digest
-from wasman_host.store import SqliteStore, Store
+from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
 from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._client import Client
-from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._session import FileSink, Session, Source
 from wasman_sdk._workflow import Workflow
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from wasman_host.instance import Instance
     from wasman_host.record import Limits, StreamSpec
     from wasman_sdk._client import WorkflowHandle
+    from wasman_sdk._retry import RetryPolicy
 
 __all__ = ["Runner", "RunnerOptions", "SyncRunner", "SyncTestRunner", "TestRunner"]
 
@@ -123,8 +123,8 @@ class Runner:
             resources: Objects injected into them by their type.
             activity_handler: Called as `activity_handler(name, request)` for all other activities; gives bytes. Async,
                 or not: then in a thread.
-            retry: When a call of it is tried again after it has raised; by default it is not. One whose process has died
-                is called again in any case, at most 5 times by default.
+            retry: When a call of it that has raised is tried again; by default it is not. One whose process has died is
+                made again in any case, at most 5 times by default.
             download_handler: Gives what the guest downloads: bytes, or an iterable of bytes, async or not. Called when
                 the guest first reads, and again where the run comes back after a crash: it must give the same bytes.
             upload_handler: Called when the run has completed with all that the guest has uploaded, if that is
@@ -520,8 +520,9 @@ _folders: WeakKeyDictionary[Store, Path] = WeakKeyDictionary()
 
 def _folder_beside(store: Store) -> Path:
     """Where uploads lie: as durable as the store."""
-    if isinstance(store, SqliteStore):
-        return Path(f"{store.path}-uploads")
+    path = path_of(store)
+    if path is not None:
+        return Path(f"{path}-uploads")
     folder = _folders.get(store)
     if folder is None:
         folder = _folders[store] = Path(tempfile.mkdtemp(prefix="wasman-uploads-"))

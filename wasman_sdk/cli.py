@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
 from wasman_host.guest.limits import MAX_STACK, MAX_TABLE, STACK_STEP
-from wasman_host.store import MemoryStore, SqliteStore, open_store
+from wasman_host.store import MemoryStore, open_store, path_of
 from wasman_host.store.protocol import Key, Status
 from wasman_sdk import (
     BlockedError,
@@ -198,12 +198,13 @@ def _worker(name: str, store: str | None) -> Worker:
 
 
 def _place(store: object) -> str:
-    return str(store.path) if isinstance(store, SqliteStore) else type(store).__name__
+    path = path_of(store)
+    return type(store).__name__ if path is None else str(path)
 
 
 def _same(one: object, other: object) -> bool:
-    if isinstance(one, SqliteStore) and isinstance(other, SqliteStore):
-        return one.path == other.path
+    if (path := path_of(one)) is not None:
+        return type(one) is type(other) and path == path_of(other)
     return isinstance(one, MemoryStore) and isinstance(other, MemoryStore)
 
 
@@ -276,8 +277,9 @@ def _existing(store: str | None, tenant: str) -> Client:
     if isinstance(client.store, MemoryStore):
         message = "memory:// lives and ends with one process, so there is nothing to look at from another"
         raise _Refused(message, _USAGE)
-    if isinstance(client.store, SqliteStore) and not client.store.path.exists():
-        message = f"there is no store {client.store.path}; name another by --store or WASMAN_STORE"
+    path = path_of(client.store)
+    if path is not None and not path.exists():
+        message = f"there is no store {path}; name another by --store or WASMAN_STORE"
         raise _Refused(message, _IMPOSSIBLE)
     return client
 

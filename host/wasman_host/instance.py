@@ -16,6 +16,7 @@ import json
 import logging
 import secrets
 import shlex
+import time
 from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
@@ -63,6 +64,7 @@ __all__ = ["Instance", "columns_of", "integers_fit", "mail_address", "open_recor
 
 logger = logging.getLogger("wasman.instance")
 
+_POLITE = 64  # host calls that wait for nothing between two turns of the event loop
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 _BESIDES = 16 * 1024 * 1024  # bytes that a snapshot may hold besides pages: globals, the host's state
@@ -568,11 +570,31 @@ class Instance:
         guest, machine = self.guest, self.machine
         assert guest is not None, "the guest was loaded"
         guest.enter(name, arguments)
+        unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
         while True:
             outcome = guest.resume()
             if isinstance(outcome, Parked):
-                guest.answer(await self._answer(guest, outcome))
+                version, replaying = self._version, machine.replaying
+                answer = await self._answer(guest, outcome)
+                guest.answer(answer)
                 guest.world.time = machine.time
+                moved = answer >= 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
+                if moved or replaying or version != self._version:
+                    unwaited, spent = 0, 0.0
+                    continue
+                # Such as a refused one: it must neither keep the event loop nor begin a new turn.
+                unwaited += 1
+                if unwaited % _POLITE == 0:
+                    spent += time.thread_time() - since if unwaited > _POLITE else 0.0
+                    if spent > machine.pinned.limits.turn_seconds:
+                        message = (
+                            f"the guest of {self.key} has computed for {spent:.2f} s with {unwaited:,} host calls that "
+                            f"wait for nothing, and may for {machine.pinned.limits.turn_seconds:g} s; mend the guest "
+                            f"or raise the limit, then unblock"
+                        )
+                        raise GuestTimeoutError(message, "turn_seconds")
+                    await anyio.lowlevel.checkpoint()
+                    since = time.thread_time()
             elif isinstance(outcome, Yielded):
                 allowed = machine.pinned.limits.turn_seconds
                 if outcome.seconds > allowed:
@@ -581,7 +603,9 @@ class Instance:
                         f"may for {allowed:g} s; mend the guest or raise the limit, then unblock"
                     )
                     raise GuestTimeoutError(message, "turn_seconds")
+                began = time.thread_time()
                 await anyio.lowlevel.checkpoint()
+                since += time.thread_time() - began  # what others did meanwhile is not its own
             elif isinstance(outcome, Exceeded):
                 raise self._exceeded(outcome)
             else:

@@ -45,7 +45,8 @@ class Limits:
     Attributes:
         memory: Bytes of linear memory; not one page beyond them is given.
         table_elements: Elements that each of its tables may have; looked at when the guest calls the host or ends, and
-            every 10 ms while it computes. Beyond 10,000,000 a guest is told that there are no more, whatever this says.
+            every 10 ms while it computes. Whatever this says, a guest is told that there are no more beyond 10,000,000
+            divided by how many tables it has.
         stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
         stored: Bytes that the run may have stored: log, payloads and snapshots.

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import MemoryLab, SqliteLab
+from tests.lab import DirectoryLab, MemoryLab, SqliteLab
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -24,6 +24,15 @@ async def lab(anyio_backend: str) -> AsyncIterator[MemoryLab]:
 async def disk(anyio_backend: str, tmp_path: Path) -> AsyncIterator[SqliteLab]:
     del anyio_backend
     lab = SqliteLab(tmp_path / "store.db")
+    await lab.open()
+    yield lab
+    await lab.close()
+
+
+@pytest.fixture
+async def folder(anyio_backend: str, tmp_path: Path) -> AsyncIterator[DirectoryLab]:
+    del anyio_backend
+    lab = DirectoryLab(tmp_path / "store")
     await lab.open()
     yield lab
     await lab.close()

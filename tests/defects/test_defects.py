@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Lab, Ledger, MemoryLab, SqliteLab, answers, sink, source
+from tests.lab import DirectoryLab, Lab, Ledger, MemoryLab, SqliteLab, answers, sink, source
 from wasman_host import control
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import CorruptSnapshotError, GuestTimeoutError, WorkflowAlreadyExistsError
@@ -243,9 +243,11 @@ async def test_r07b_of_two_who_believe_that_they_own_a_run_the_loser_does_nothin
     assert done == [("winner", b"1", 2), ("winner", b"2", 1), ("loser", b"1", 1)]
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_r07c_one_compare_and_swap_has_one_winner(kind: str, lab: MemoryLab, disk: SqliteLab) -> None:
-    place: Lab = lab if kind == "memory" else disk
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "directory"])
+async def test_r07c_one_compare_and_swap_has_one_winner(
+    kind: str, lab: MemoryLab, disk: SqliteLab, folder: DirectoryLab
+) -> None:
+    place: Lab = {"memory": lab, "sqlite": disk, "directory": folder}[kind]
     stores: list[Store] = [place.store, await place.handle()]
     key = Key("default", "w")
     columns = Columns(Status.RUNNING, "flow", "m")

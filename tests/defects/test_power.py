@@ -18,7 +18,7 @@ import pytest
 
 from tests.store.power import Disk, Operation, Recorder, lay_out
 from tests.store.settings import SECOND, START, Clock, blob, change, closed, columns, deletion, key, message
-from wasman_host.store import DirectoryBackend, ObjectStore, Status, Stored, objects
+from wasman_host.store import DirectoryBackend, Lost, ObjectStore, Sent, Status, Step, Stored, Unread, objects
 
 DAY = 86_400 * SECOND
 # All blobs but b1, which is dropped: it may be there for longer, named by nothing.
@@ -76,7 +76,7 @@ async def live(store: ObjectStore, done: Callable[[], Awaitable[None]]) -> None:
 
     async def commit(one: Any) -> None:
         [result] = await store.commit([one])
-        assert not isinstance(result, objects.Lost | objects.Unread), result
+        assert not isinstance(result, Lost | Unread), result
         await done()
 
     due = columns(wake=START)
@@ -90,16 +90,16 @@ async def live(store: ObjectStore, done: Callable[[], Awaitable[None]]) -> None:
     assert len(await store.claim("w", ["default"], 1)) == 1
     await done()
     a = await get("a")
-    await commit(objects.Step(a.key, "r1", a.version, "4", b"tail", [(1, b"1" * 25)], [blob("b2", b"2" * 50)]))
-    effects = {
+    await commit(Step(a.key, "r1", a.version, "4", b"tail", [(1, b"1" * 25)], [blob("b2", b"2" * 50)]))
+    effects: dict[str, Any] = {
         "sends": [message("peer", "m1"), message("child", "m2")],
         "creates": [change("child", None, "c", nonce="5", columns=due)],
     }
     a = await get("a")
     await commit(change("a", ("r1", a.version), nonce="6", columns=a.columns, entries=[(2, b"2" * 30)], **effects))
-    assert await store.send(message("a", "long", b"long" * 20)) is objects.Sent.ACCEPTED
+    assert await store.send(message("a", "long", b"long" * 20)) is Sent.ACCEPTED
     await done()
-    assert await store.send(message("a", "short")) is objects.Sent.ACCEPTED
+    assert await store.send(message("a", "short")) is Sent.ACCEPTED
     await done()
     a = await get("a")
     await commit(change("a", ("r1", a.version), nonce="7", columns=a.columns, drops=["b1"], blobs=[blob("b3", b"3")]))

@@ -288,6 +288,19 @@ async def test_a_tick_while_a_module_is_instantiated_means_nothing(
     assert await lab.complete() == 7
 
 
+@pytest.mark.parametrize("direction", [0, 9], ids=["no source", "no direction"])
+async def test_a_guest_that_is_refused_for_ever_keeps_neither_its_worker_nor_its_turn(
+    lab: MemoryLab, direction: int
+) -> None:
+    ask = f"(drop (call $stream_data (i32.const {direction}) (i32.const 0) (i32.const 1)))"
+    busy = wat.module(f'{MEMORY} (func (export "run") (loop $more {ask} (br $more)))')
+    await lab.start(busy, id="busy", limits=Limits(turn_seconds=0.3))
+    await lab.start(wat.script(wat.call("note", b"1")), id="neighbour")
+    async with lab.worker(Ledger().activity()):
+        assert await lab.result("neighbour") == [1]
+        await lab.blocked(GuestTimeoutError, "busy", reason="host calls that wait for nothing")
+
+
 # Coming back
 
 

@@ -4,12 +4,14 @@ With the right bytes back, the instance is unblocked and completes as if nothing
 """
 
 import gzip
+import subprocess
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from tests import wat
-from tests.lab import Ledger, SqliteLab, answers
+from tests.lab import DirectoryLab, DiskLab, Ledger, SqliteLab, answers
 from wasman_host import control
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import CorruptSnapshotError
@@ -45,7 +47,7 @@ def damaged(how: str, right: bytes, other: bytes) -> bytes | None:
     }[how]
 
 
-async def half_done(disk: SqliteLab) -> Ledger:
+async def half_done(disk: DiskLab) -> Ledger:
     """Two instances, each with a log, a snapshot and a large input, whose worker has died in the activity `gate`."""
     ledger, both = Ledger(), anyio.Event()
     waiting: list[str] = []
@@ -85,6 +87,66 @@ async def test_damage_blocks_and_is_mended(kind: str, how: str, disk: SqliteLab)
         await disk.unblock()
         assert await disk.result() == [1, 2, 3, -2]
     assert len(ledger.rows) == done + 2
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("kind", ["snapshot", "payload", "image", "module"])
+async def test_damage_in_a_folder_blocks_and_is_mended(kind: str, how: str, folder: DirectoryLab) -> None:
+    ledger = await half_done(folder)
+    cell = folder.cell(kind)
+    right, wrong = cell.read(), damaged(how, cell.read(), folder.cell(kind, "other").read())
+    done = len(ledger.rows)
+    cell.write(wrong)
+    async with folder.worker(ledger.activity(), ledger.activity("gate"), cold=True):
+        found = await folder.blocked(CorruptSnapshotError, reason="restore it from a backup, then unblock")
+        assert kind in found.reason
+        assert await folder.result("other") == [1, 2, 3, -2]
+        assert len(ledger.rows) == done + 1, "only the other instance may go on"
+    cell.write(right)
+    async with folder.worker(ledger.activity(), ledger.activity("gate"), cold=True):
+        await folder.unblock()
+        assert await folder.result() == [1, 2, 3, -2]
+    assert len(ledger.rows) == done + 2
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+async def test_an_instance_whose_file_is_damaged_waits_for_the_right_one(how: str, folder: DirectoryLab) -> None:
+    ledger = await half_done(folder)
+    cell = folder.cell("head")
+    right, wrong = cell.read(), damaged(how, cell.read(), folder.cell("head", "other").read())
+    done = len(ledger.rows)
+    cell.write(wrong)
+    async with folder.worker(ledger.activity(), ledger.activity("gate"), cold=True):
+        assert await folder.result("other") == [1, 2, 3, -2]
+        with pytest.raises(CorruptSnapshotError, match=r"the instance w .*(restore it from a backup|is missing)"):
+            await folder.look()
+        assert len(ledger.rows) == done + 1, "only the other instance may go on"
+        cell.write(right)
+        assert await folder.result() == [1, 2, 3, -2]  # the next look finds it again
+    assert len(ledger.rows) == done + 2
+
+
+async def test_every_file_of_a_folder_opens_with_gunzip(folder: DirectoryLab) -> None:
+    ledger = await half_done(folder)
+    await control.terminate(folder.store, Key("default", "other"), "x" * 20_000)
+
+    def read() -> tuple[int, bytes]:
+        files = [path for path in folder.path.rglob("*") if path.is_file() and path.parent.name != "workers"]
+        packed = [path.read_bytes() for path in files]
+        unpacked = b"".join(map(gzip.decompress, packed))
+        program = subprocess.run(["gunzip"], input=b"".join(packed), capture_output=True, check=True)
+        assert program.stdout == unpacked
+        return len(files), unpacked
+
+    count, unpacked = await anyio.to_thread.run_sync(read)
+    assert count > 15
+    assert LARGE.encode() in unpacked
+    async with folder.worker(ledger.activity(), ledger.activity("gate")):
+        assert await folder.result() == [1, 2, 3, -2]
+        await folder.until(Status.TERMINATED, id="other")
+    count, unpacked = await anyio.to_thread.run_sync(read)
+    assert count > 15
+    assert b'"status":"completed"' in unpacked
 
 
 async def test_unblocking_what_is_still_damaged_blocks_again(disk: SqliteLab) -> None:

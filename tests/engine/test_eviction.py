@@ -82,8 +82,8 @@ async def test_a_guest_that_sleeps_for_ever_is_evicted_until_the_last_time_that_
 # Leaks, and growth
 
 EVERY = "WASMAN_LEAKS" in os.environ  # make leaks
-CYCLES = 10_000 if EVERY else 700
-WARM = 300  # cycles until caches are full
+CYCLES = 10_000 if EVERY else 900
+WARM = 550  # cycles until caches are full: 128 images that hold every page that the guest writes
 GROWS = 5  # at which cycle the guest's memory grows for the first time, and every so often
 
 CYCLING = f"""
@@ -171,6 +171,7 @@ async def test_cycles_of_restore_and_eviction_leak_nothing(lab: MemoryLab, memor
         return b"1"
 
     async with lab.worker(answers("note", note)) as engine:
+        engine.images = Images(8 * 1024 * 1024)  # full before the first look, else what it holds looks like a leak
         await lab.start(wat.module(CYCLING), CYCLES)
         with anyio.fail_after(500):
             while (await lab.look()).status is Status.RUNNING:
@@ -193,7 +194,8 @@ async def test_small_snapshots_do_not_use_the_descriptors_up(lab: MemoryLab, mem
     after = held()
     assert images.get("4999") is not None
     assert images.get("0") is None
-    assert after[0] <= before[0] + 300, (lab, memory_path)
+    allowed = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    assert after[0] <= before[0] + allowed, (lab, memory_path)
     assert after[1] <= before[1] + 600
 
 

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Lab, Ledger, MemoryLab, SqliteLab, answers
+from tests.lab import DirectoryLab, Lab, Ledger, MemoryLab, SqliteLab, answers
 from wasman_host import control
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import InvalidArgumentError, StoreUnavailableError, WasmVersionMismatchError
@@ -35,15 +35,11 @@ class Unreachable:
         return answer
 
 
-async def place(kind: str, lab: MemoryLab, disk: SqliteLab) -> Lab:
-    return lab if kind == "memory" else disk
-
-
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "directory"])
 async def test_a_lost_lease_stops_activities_and_the_worker_comes_back(
-    kind: str, lab: MemoryLab, disk: SqliteLab
+    kind: str, lab: MemoryLab, disk: SqliteLab, folder: DirectoryLab
 ) -> None:
-    where = await place(kind, lab, disk)
+    where: Lab = {"memory": lab, "sqlite": disk, "directory": folder}[kind]
     store = Unreachable(await where.handle())
     first, cut, proceed = anyio.Event(), anyio.Event(), anyio.Event()
     done: list[int] = []

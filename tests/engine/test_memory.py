@@ -208,10 +208,13 @@ async def test_a_table_that_begins_beyond_the_limit_is_blocked(lab: MemoryLab, f
         assert await lab.result() == []
 
 
-async def test_a_table_has_an_end_that_no_limit_moves(lab: MemoryLab) -> None:
-    refused = "(call $number (i64.extend_i32_s (table.grow (ref.null func) (i32.const 9999991)))) (call $comma)"
-    await lab.start(wat.script(wat.raw(refused), fields=TABLES), limits=Limits(table_elements=1000))
-    assert await lab.complete() == [-1]
+@pytest.mark.parametrize(("tables", "most"), [(1, 10_000_000), (3, 3_333_333)])
+async def test_tables_have_an_end_that_no_limit_moves(lab: MemoryLab, tables: int, most: int) -> None:
+    refused = wat.value(f"(table.grow (ref.null func) (i32.const {most + 1 - 10}))")
+    module = wat.script(refused, fields=TABLES + "(table 1 funcref)" * (tables - 1))
+    for limit in (1000, 100_000_000):
+        await lab.start(module, id=f"w{limit}", limits=Limits(table_elements=limit))
+        assert await lab.complete(id=f"w{limit}") == [-1]
 
 
 # Data that lies in a memory from the beginning
@@ -402,6 +405,28 @@ def test_an_image_is_not_used_again_while_it_lies_under_a_guest(way: str) -> Non
     assert bytes(guest.memory()) == b"\1" * size
     guest.close()
     del others
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+def test_images_leave_descriptors_to_others(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    del way
+    monkeypatch.setattr(memory, "_DESCRIPTORS", 4)
+    _, before, _ = footprint()
+    size = 2 * 65536
+    images = [image_of(size, [(PAGE, bytes([number]) * PAGE)]) for number in range(20)]
+    guests = []
+    for number in [*range(20), *range(20)]:
+        guest = Guest(WORKING, World(b""), LIMITS)
+        guest.lay(images[number])
+        guests.append(guest)
+    _, now, _ = footprint()
+    assert now - before <= 4
+    for number, guest in enumerate(guests):
+        assert bytes(guest.memory()) == bytes(PAGE) + bytes([number % 20]) * PAGE + bytes(size - 2 * PAGE)
+        assert images[number % 20].view == guest.memory()
+        guest.close()
+    del images
+    monkeypatch.undo()
 
 
 def test_a_view_of_a_guest_that_is_gone_never_shows_another(way: str) -> None:

@@ -248,7 +248,7 @@ _SENSIBLE: Mapping[str, Callable[[random.Random], tuple[bytes, Sequence[int]]]] 
 def records(chance: random.Random) -> bytes:
     """Calls of the interpreter: some make sense, and most have something that does not."""
     packed = []
-    for _ in range(chance.randrange(1, 25)):
+    for _ in range(chance.randrange(1, 17)):
         kind = chance.random()
         place, placed, args = _PLACE, chance.randbytes(chance.randrange(113)), [_hostile(chance) for _ in range(9)]
         if kind < 0.05:

@@ -33,7 +33,8 @@ from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.store import CLOSED, Key, MemoryStore, SqliteStore, Status, Store
 
-BATCH = 50  # cases of one engine
+BATCH = 50  # cases of one engine, so that a case has the same surroundings when it is run again
+LONG = 10**8  # ns of a sleep that nobody waits for
 HANGS = 20.0  # seconds after which a case hangs: its guest's turns are far shorter
 LIMITS = Limits(memory=32 * 1024 * 1024, turn_seconds=0.2, stored=4 * 1024 * 1024, request=1024 * 1024)
 EXPECTED = {"BlockedError", "GuestLimitError", "GuestTimeoutError"}  # what a guest may be blocked by
@@ -60,17 +61,16 @@ async def answer(call: ActivityCall) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def world(first: int) -> AsyncIterator[World]:
-    # In every other batch, a guest that waits gives its memory up and is taken up again by its log; half of these are on
-    # disk, where not all fits that a process can hold.
-    number = first // BATCH
+async def world(number: int) -> AsyncIterator[World]:
+    # In every other batch, a guest that waits gives its memory up and is taken up again by its log; half of these are
+    # on disk, where not all fits that a process can hold.
     residency = Residency(memory=1) if number % 2 else None
     fallback = ActivityDefinition("any", answer, Retry(initial_interval=0.0, maximum_attempts=2))
     with tempfile.TemporaryDirectory(prefix="wasman-fuzz-") as folder:
         store: Store = SqliteStore(Path(folder) / "store.db") if number % 4 == 3 else MemoryStore()
         await store.open()
         engine = Engine(store, {}, fallback=fallback, residency=residency)
-        (Path(folder) / "in").write_bytes(random.Random(first).randbytes(100_000))
+        (Path(folder) / "in").write_bytes(random.Random(number).randbytes(100_000))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.run)
             await engine.serving.wait()
@@ -103,12 +103,10 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
             live = world.engine._live.get(key)
             if live is None and (stored.columns.status in CLOSED or stored.columns.status is Status.BLOCKED):
                 break
-            asleep = stored.columns.status is Status.WAITING or (live is not None and live._until is not None)
-            if (
-                asleep
-                and not ended
-                and world.store.now() + 10**8 < (stored.columns.wake or (live and live._until) or 0)
-            ):
+            if live is not None and live._until is not None:
+                world.engine.residents.look()  # evicts it, where that is the batch's way
+            due = stored.columns.wake if live is None else live._until
+            if due is not None and due > world.store.now() + LONG and not ended:
                 await control.terminate(world.store, key, "it sleeps for long")
                 ended = True
             await anyio.sleep(0.0005)
@@ -151,9 +149,9 @@ def seed_ids(seed: int) -> None:
 
 
 async def main(kind: str, first: int, count: int, folder: Path | None) -> None:
-    for begin in range(first, first + count, BATCH):
-        async with world(begin) as present:
-            for seed in range(begin, min(begin + BATCH, first + count)):
+    for number in range(first // BATCH, (first + count - 1) // BATCH + 1):
+        async with world(number) as present:
+            for seed in range(max(first, number * BATCH), min((number + 1) * BATCH, first + count)):
                 tell(begins=seed)
                 seed_ids(seed)
                 verdict = await run(present, kind, seed, folder)

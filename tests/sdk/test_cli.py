@@ -498,7 +498,8 @@ ERRORS = [
         2,
         (
             "'postgres://me:***@host/db' names no store: "
-            "use sqlite:///relative.db, sqlite:////absolute/path.db or memory://"
+            "use sqlite:///relative.db, sqlite:////absolute/path.db, file://relative/folder, file:///absolute/folder "
+            "or memory://"
         ),
     ),
     ("worker app", 2, "'app' names nothing: write module:attribute, such as app:worker"),

@@ -45,11 +45,22 @@ TYPED: Workflow[Options, list[Report]] = Workflow(
 WAITS: Workflow[None, Any] = Workflow("waits", type(None), Any, module=wat.script(wat.call("missing")))
 
 
+@pytest.fixture(params=["sqlite", "directory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}" if request.param == "sqlite" else f"file://{tmp_path / 'store'}"
+
+
 @pytest.fixture
-async def client(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Client]:
+async def client(anyio_backend: str, url: str) -> AsyncIterator[Client]:
     del anyio_backend
-    async with Client.connect(f"sqlite:///{tmp_path / 'store.db'}") as client:
+    async with Client.connect(url) as client:
         yield client
+
+
+def worker_locks(url: str) -> list[Path]:
+    """The lock files of the workers that live."""
+    kind, _, path = url.partition("://")
+    return list((Path(path[1:] + "-workers") if kind == "sqlite" else Path(path, "workers")).iterdir())
 
 
 async def test_typed_and_untyped_starts(client: Client) -> None:
@@ -143,8 +154,7 @@ async def test_a_name_moves_only_by_deploy(client: Client, caplog: pytest.LogCap
         assert await client.execute_workflow("flow", id="fourth") == [2]
 
 
-async def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
+async def test_tenants_do_not_see_each_other(url: str) -> None:
     async with Client.connect(url) as one, Client.connect(url, tenant="other") as other:
         await one.start_workflow(WAITS, None, id="w")
         await other.start_workflow(WAITS, None, id="w")
@@ -210,15 +220,17 @@ def _worker(url: str, ledger: Path, how: str, backend: str) -> subprocess.Popen[
 
 
 @pytest.mark.once
-async def test_a_client_here_and_workers_elsewhere(client: Client, tmp_path: Path, anyio_backend_name: str) -> None:
-    url, ledger = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "ledger"
+async def test_a_client_here_and_workers_elsewhere(
+    client: Client, url: str, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    ledger = tmp_path / "ledger"
     workflow: Workflow[None, Any] = Workflow("flow", type(None), Any, module=wat.script(wat.call("note", b"5")))
     handles = [await client.start_workflow(workflow, None, id=f"w{n}") for n in range(20)]
     workers = [_worker(url, ledger, "lives", anyio_backend_name) for _ in range(2)]
     try:
         with anyio.fail_after(20):
             assert [await handle.result() for handle in handles] == [[5]] * 20
-            while len(list((tmp_path / "store.db-workers").iterdir())) < len(workers):
+            while len(worker_locks(url)) < len(workers):
                 await anyio.sleep(0.01)  # one of them may not have come yet
     finally:
         for worker in workers:
@@ -230,14 +242,14 @@ async def test_a_client_here_and_workers_elsewhere(client: Client, tmp_path: Pat
     assert codes == [0, 0]
     rows = [line.split() for line in ledger.read_text().splitlines()]
     assert sorted(row[0] for row in rows) == sorted(f"{handle.run_id}/0" for handle in handles)
-    assert not list((tmp_path / "store.db-workers").iterdir())
+    assert not worker_locks(url)
 
 
 @pytest.mark.once
 async def test_an_activity_that_kills_its_worker_runs_out_of_attempts(
-    client: Client, tmp_path: Path, anyio_backend_name: str
+    client: Client, url: str, tmp_path: Path, anyio_backend_name: str
 ) -> None:
-    url, ledger = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "ledger"
+    ledger = tmp_path / "ledger"
     module = wat.script(wat.call("note", b"5"), wat.call("wasman.error"))
     workflow: Workflow[None, Any] = Workflow("flow", type(None), Any, module=module)
     handle = await client.start_workflow(workflow, None, id="w")

@@ -38,6 +38,7 @@ from wasman_sdk import (
     WorkflowFailedError,
     activity,
 )
+from wasman_sdk._runner import _Downloaded
 
 CHUNK = 1000
 
@@ -395,6 +396,20 @@ async def test_a_guest_without_handlers_is_told_so(client: Client) -> None:
     assert (first, source["type"], second, sink["type"]) == (-1, "NoSource", -1, "NoSink")
 
 
+async def test_a_download_is_read_again_from_any_offset(anyio_backend: str) -> None:
+    del anyio_backend
+    data = os.urandom(5000)
+    calls: list[str] = []
+    source = _Downloaded(handlers("iterable", data, calls))
+    for offset, length in [(0, 100), (100, 1500), (1700, 10), (50, 3000), (50, 1), (4990, 100), (5000, 1)]:
+        view = memoryview(bytearray(length))
+        now = source.read_now(offset, view)
+        count = await source.read_into(offset, view) if now is None else now
+        assert bytes(view[:count]) == data[offset : offset + length]
+    assert len(calls) == 3
+    await source.close()
+
+
 @pytest.mark.parametrize("given", [5, "text", None])
 async def test_a_download_handler_that_gives_nothing_useful_blocks(client: Client, given: Any) -> None:
     runner = Runner(wat.script(moves(0, 1)), session_id="w", store=client, download_handler=lambda: given)
@@ -501,7 +516,7 @@ async def test_a_guest_that_is_replayed_crashes_as_well(client: Client) -> None:
         with pytest.raises(SimulatedCrashError):
             await TestRunner(wat.script(*steps), crash_at=number, **options).run()
         assert len(seen) == number
-    assert await TestRunner(wat.script(*steps), crash_at=None, **options).run() == [0, 1, 2]
+    assert await TestRunner(wat.script(*steps), crash_at=2, **options).run() == [0, 1, 2]  # it has one that is new
     assert seen == [b"0", b"1", b"2"]
 
 

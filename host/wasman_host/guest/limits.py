@@ -11,7 +11,7 @@ __all__ = ["MAX_STACK", "MAX_TABLE", "STACK", "STACK_STEP", "GuestLimits", "chec
 STACK = 512 * 1024  # bytes a guest's calls may nest, if nothing else is said
 STACK_STEP = 64 * 1024  # each depth is an engine of its own, so there are not too many of them
 MAX_STACK = 64 * 1024 * 1024
-MAX_TABLE = 10_000_000  # elements that a table can grow to, whatever the limit: more is refused to the guest
+MAX_TABLE = 10_000_000  # elements that all tables of a guest can grow to, whatever the limit: a guest may see this
 
 
 @frozen

@@ -220,7 +220,7 @@ class LinearMemory:
         used, self._range = self._range, None
         if used is None:
             return
-        _open.pop(self.base, None)
+        _given.pop(self.base, None)
         for view in (self.view, self._all):
             try:
                 view.release()
@@ -236,7 +236,7 @@ class LinearMemory:
 # How wasmtime asks. Nothing may be raised through it, and it ends the process where it gets no address.
 
 _REFUSED = b"refused by the host"
-_open: dict[int, LinearMemory] = {}
+_given: dict[int, LinearMemory] = {}
 _GET = CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_void_p)
 _GROW = CFUNCTYPE(c_size_t, c_void_p, c_size_t)
 _NEW = CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_size_t, c_size_t, c_size_t, c_size_t, c_void_p)
@@ -245,15 +245,20 @@ _GONE = CFUNCTYPE(None, c_void_p)
 
 @_GET  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _get(base: int, size: int, capacity: int) -> int:
-    c_size_t.from_address(size).value = _open[base].size
-    c_size_t.from_address(capacity).value = CAPACITY
+    try:
+        c_size_t.from_address(size).value = _given[base].size
+        c_size_t.from_address(capacity).value = CAPACITY
+    except BaseException as error:  # noqa: BLE001  a KeyboardInterrupt, which comes wherever it likes
+        current.guest.stopping = error
+        c_size_t.from_address(size).value = _given[base].size
+        c_size_t.from_address(capacity).value = CAPACITY
     return base
 
 
 @_GROW  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _grow(base: int, size: int) -> int:
     try:
-        if _open[base].grow(size):
+        if _given[base].grow(size):
             return 0
         current.guest.exceeded = True
     except BaseException as error:  # noqa: BLE001  nothing may pass through wasm, KeyboardInterrupt included
@@ -264,7 +269,7 @@ def _grow(base: int, size: int) -> int:
 
 @_GONE  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
 def _gone(base: int) -> None:
-    memory = _open.get(base)
+    memory = _given.get(base)
     if memory is not None:
         memory.close()
 
@@ -275,7 +280,7 @@ def _new(_env: int, _type: int, minimum: int, _maximum: int, _reserved: int, _gu
         memory = current.guest.linear
         memory.make(minimum)
         if memory.base and memory.size == minimum:
-            _open[memory.base] = memory
+            _given[memory.base] = memory
             cell = (c_void_p * 4).from_address(out)
             cell[0], cell[1], cell[2], cell[3] = memory.base, _GET_AT, _GROW_AT, _GONE_AT
             return 0

@@ -139,7 +139,9 @@ class Guest:
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
         # Tables that can change are limited by looking at them (`look`): a guest that is refused a growth would go on,
         # and do otherwise than under a higher limit.
-        elements = MAX_TABLE if module.snapshots else limits.table_elements
+        elements = limits.table_elements
+        if module.snapshots:
+            elements = MAX_TABLE // max(1, len(module.binary.tables))
         capi.limit(self._store, CAPACITY, elements, 1, _MAX_PARTS, 1)
         self._context = capi.context_of(self._store)
         # Constant expressions may be compiled to a function that looks at the epoch; every `resume` sets it anew.

@@ -14,19 +14,23 @@ Source: memfd_create(2), mmap(2), Documentation/admin-guide/mm/pagemap.rst of Li
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import logging
 import mmap
 import os
+import resource
 import sys
 import threading
+import weakref
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from ctypes import addressof, c_int, c_long, c_size_t, c_uint64, c_ulong, c_void_p
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 __all__ = ["PAGE", "Baseline", "Image", "Runs", "image_of", "maps", "no_huge_pages"]
 
@@ -39,10 +43,12 @@ _ZEROS = bytes(PAGE)
 _BLOCK = 16 * PAGE  # compared whole first: most of a memory has not changed
 _REBASE = 512  # pages that may differ from the image before a new one is taken: each is compared at every snapshot
 
-_PROT_READ_WRITE, _MAP_PRIVATE_FIXED = 3, 2 | 16
-_MADV_NOHUGEPAGE = 15
-_SEALS = 0x0017  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE: a write shows in every guest
+_PROT_READ, _PROT_READ_WRITE, _MAP_SHARED, _MAP_PRIVATE_FIXED = 1, 3, 1, 2 | 16
+_MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
+_SEALS = 0x0007  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: a page that goes would be a fault in every guest
 _SPARE_PAGES = 16 * 1024  # 64 MiB
+# Descriptors of images: whatever else a process opens needs some as well.
+_DESCRIPTORS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 _F_ADD_SEALS = 1033
 _PAGEMAP_SCAN = 0xC0606610
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -64,7 +70,8 @@ class _Kernel:
 
     def __init__(self) -> None:
         libc = ctypes.PyDLL(None, use_errno=True)  # these never wait
-        self._mmap, self._ioctl, self._madvise = libc.mmap, libc.ioctl, libc.madvise
+        self._mmap, self._munmap, self._ioctl, self._madvise = libc.mmap, libc.munmap, libc.ioctl, libc.madvise
+        self._munmap.argtypes = [c_void_p, c_size_t]
         self._mmap.restype = c_void_p
         self._mmap.argtypes = [c_void_p, c_size_t, c_int, c_int, c_int, c_long]
         self._ioctl.argtypes = [c_int, c_ulong, c_void_p]
@@ -90,6 +97,20 @@ class _Kernel:
         if self._mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED, descriptor, 0) != address:
             raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
         self.no_huge_pages(address, size)
+
+    def view(self, descriptor: int, size: int) -> memoryview:
+        """A file's bytes, mapped for as long as anybody has a view of them. `mmap.mmap` would keep a descriptor."""
+        address = self._mmap(None, size, _PROT_READ, _MAP_SHARED, descriptor, 0)
+        if address in {None, c_void_p(-1).value}:
+            raise OSError(ctypes.get_errno(), f"mapping {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        array = (ctypes.c_ubyte * size).from_address(address)
+        weakref.finalize(array, self._munmap, address, size).atexit = False
+        return memoryview(array).cast("B").toreadonly()
+
+    def unseen(self, view: memoryview) -> None:
+        """Pages of a file that were read by its view no longer count for this process."""
+        array = view.obj
+        self._madvise(addressof(cast("ctypes.Array[ctypes.c_ubyte]", array)), len(view), _MADV_DONTNEED)
 
     def no_huge_pages(self, address: int, size: int) -> None:
         """What is written there shall count by small pages."""
@@ -199,10 +220,10 @@ Parts: TypeAlias = Sequence[tuple[int, bytes | memoryview]]
 
 
 class _File:
-    """A memory file with a mapping through which it is written and read. Its pages are there to be used again.
+    """A memory file with a mapping through which it is read. Its pages are there to be used again.
 
     Attributes:
-        descriptor: To map it by.
+        descriptor: To map it by; -1 where it was given up.
         size: Its bytes.
         bytes: They themselves.
         pages: One bit for each page that holds something, or has held it.
@@ -217,29 +238,47 @@ class _File:
         self.descriptor = os.memfd_create("wasman image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, size)
-            self.bytes = memoryview(mmap.mmap(self.descriptor, size))
-            for offset, data in parts:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
+            self.bytes = _kernel().view(self.descriptor, size)
+            self._write(parts)
             fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
         except BaseException:
-            os.close(self.descriptor)
+            self.close()
             raise
         self.pages = _pages_of(parts)
+
+    def close(self) -> None:
+        """Give the descriptor up: what is mapped stays, but can be mapped nowhere else."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def again(self) -> _File:
+        """The same in another file, which has a descriptor."""
+        parts: list[tuple[int, memoryview]] = []
+        left = self.pages
+        while left:
+            page = left.bit_length() - 1
+            parts.append((page * PAGE, self.bytes[page * PAGE : page * PAGE + PAGE]))
+            left ^= 1 << page
+        return _files.take(self.size, parts)
 
     def fill(self, parts: Parts) -> None:
         """Hold `parts`, which are whole pages, and nothing else."""
         pages = _pages_of(parts)
-        view = self.bytes
         left = self.pages & ~pages
         while left:
             page = left.bit_length() - 1
-            view[page * PAGE : page * PAGE + PAGE] = _ZEROS
+            os.pwrite(self.descriptor, _ZEROS, page * PAGE)
             left ^= 1 << page
-        for offset, data in parts:
-            view[offset : offset + len(data)] = data
+        self._write(parts)
         self.pages |= pages
+
+    def _write(self, parts: Parts) -> None:
+        # Not through a mapping: pages that are seen there would count twice for this process.
+        for offset, data in parts:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:] if done else data, offset + done)
 
 
 def _pages_of(parts: Parts) -> int:
@@ -258,37 +297,57 @@ class _Files:
 
     def __init__(self) -> None:
         self._free: dict[int, list[_File]] = {}
+        self._described: OrderedDict[_File, None] = OrderedDict()
         self._pages = 0
 
     def take(self, size: int, parts: Parts) -> _File:
         """A file of `size` bytes that holds `parts`."""
         free = self._free.get(size)
+        file = None
         if free and all(offset % PAGE == 0 and len(data) % PAGE == 0 for offset, data in parts):
-            try:
+            with contextlib.suppress(IndexError):  # another thread was faster
                 file = free.pop()
-            except IndexError:  # another thread was faster
-                return _File(size, parts)
+        if file is None:
+            file = _File(size, parts)
+        else:
             self._pages -= file.pages.bit_count()
             file.fill(parts)
-            return file
-        return _File(size, parts)
+        self.describe(file)
+        return file
 
     def give(self, file: _File) -> None:
         """Nobody looks at this one any more."""
         pages = file.pages.bit_count()
-        if file.forks == _Files.forks and 0 < pages <= _SPARE_PAGES - self._pages:
+        self._described.pop(file, None)
+        if file.forks == _Files.forks and file.descriptor >= 0 and 0 < pages <= _SPARE_PAGES - self._pages:
+            _kernel().unseen(file.bytes)
             self._pages += pages
             self._free.setdefault(file.size, []).append(file)
+            self.describe(file)
         else:
-            os.close(file.descriptor)
+            file.close()
+
+    def describe(self, file: _File) -> None:
+        """This one was needed last. Those that were not for the longest time are left without a descriptor."""
+        described = self._described
+        described[file] = None
+        described.move_to_end(file)
+        while len(described) > _DESCRIPTORS:
+            old, _ = described.popitem(last=False)
+            free = self._free.get(old.size)
+            if free and old in free:
+                free.remove(old)
+                self._pages -= old.pages.bit_count()
+            old.close()
 
     def forget(self) -> None:
         """In a forked child: what is here is the parent's."""
         _Files.forks += 1
         for free in self._free.values():
             for file in free:
-                os.close(file.descriptor)
+                file.close()
         self._free.clear()
+        self._described.clear()
         self._pages = 0
 
 
@@ -304,10 +363,16 @@ class _Mapped(Image):
     def __init__(self, size: int, parts: Parts) -> None:
         self._file = _files.take(size, parts)
         self.size = size
-        self.view = self._file.bytes.toreadonly()
+        self.view = self._file.bytes
 
     def lay(self, address: int, *, fresh: bool = False) -> None:  # noqa: ARG002  a mapping replaces whatever is there
-        _kernel().lay(address, self.size, self._file.descriptor)
+        file = self._file
+        if file.descriptor < 0:
+            self._file = file = file.again()
+            self.view = file.bytes
+        else:
+            _files.describe(file)
+        _kernel().lay(address, self.size, file.descriptor)
 
     def written(self, address: int, size: int) -> Runs:
         return _kernel().written(address, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wasman_host.errors import InvalidArgumentError
 from wasman_host.store.directory import DirectoryBackend
 from wasman_host.store.memory import MemoryStore
@@ -28,6 +30,9 @@ from wasman_host.store.protocol import (
 )
 from wasman_host.store.sqlite import SqliteStore
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = [
     "CLOSED",
     "OPEN",
@@ -52,6 +57,7 @@ __all__ = [
     "Unread",
     "Won",
     "open_store",
+    "path_of",
 ]
 
 _SCHEMES = ("sqlite:///", "file://")
@@ -82,3 +88,10 @@ def open_store(url: str) -> Store:
         )
         raise InvalidArgumentError(message)
     return SqliteStore(path) if scheme == "sqlite:///" else ObjectStore(DirectoryBackend(path))
+
+
+def path_of(store: object) -> Path | None:
+    """Where a store lies on this machine: its file or its folder; None where it does not."""
+    if isinstance(store, ObjectStore) and isinstance(store.backend, DirectoryBackend):
+        return store.backend.path
+    return store.path if isinstance(store, SqliteStore) else None

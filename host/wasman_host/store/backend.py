@@ -100,7 +100,7 @@ class Backend(ABC):
     # -- hints ---------------------------------------------------------------------------------------------------------
 
     async def prune(self, folder: str) -> None:  # noqa: B027  only a folder of files can be empty
-        """Remove a folder that may be empty."""
+        """Remove a folder that may be empty, and what was never finished in it."""
 
     async def pulse(self) -> object:
         """Tell all who look at `pulse_seen` that something changed; what they will see."""

@@ -1,14 +1,14 @@
 """A folder as the backend of an object store, for any number of processes of one machine.
 
-Writing. An object is written to a file of its own under `tmp/` and synced, then, with the lock of its name held, the
-condition is looked at, the file renamed to its place and that folder synced. So a name always stands for a whole
+Writing. An object is written to a file of its own beside its place and synced; then, with the lock of its name held,
+the condition is looked at, the file renamed to its place and that folder synced. So a name always stands for a whole
 object, and whoever is told of a `put` is told after it is on disk. A mark is made in its place, because its content
 does not matter.
 
 Locks. Up to 4,096 files under `locks/`, chosen by a hash of the name and never removed. Readers share the lock, so
-that nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. A process
-that is killed between the renaming and the sync leaves its folder's name in the lock file, and the next to come syncs
-it. The same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
+that nobody reads what is not yet on disk: otherwise they could act on a state that a loss of power takes back. Who is
+killed between the renaming and the sync leaves the folder's name in the lock file, and the next to come syncs it. The
+same goes for the making of a folder. Lock files begin as a gzip file of no bytes, as all files here do.
 
 Looking (`get`, `list`) is done on the thread of the event loop, since it takes microseconds. Writing waits for the
 disk, on a thread; writes to different objects wait side by side.
@@ -49,9 +49,10 @@ T = TypeVar("T")
 
 FORMAT = b'{"wasman objects": 1}\n'
 _FORMAT = seal(Address("", "", "", "format"), FORMAT)
-_OURS = frozenset({"format", "tmp", "locks"})  # what is there before anything else is
+_OURS = frozenset({"format", "locks"})  # what is there before anything else is
 _THREADS = 16
-_LEFT_OVER = 3600  # seconds after which a file under tmp/ is nobody's
+_NEW = ".wasman-"  # begins the names of files that are not yet at their place
+_LEFT_OVER = 3600  # seconds after which such a file is nobody's
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -110,7 +111,7 @@ class DirectoryBackend(Backend):
             raise StoreUnavailableError(f"the store {self.place} cannot be opened: it {what}")
         form = self._form()
         if form is None:
-            if foreign := sorted(name.name for name in self.path.iterdir() if name.name not in _OURS):
+            if foreign := sorted(found.name for found in self.path.iterdir() if not _is_ours(found.name)):
                 raise StoreSchemaError(
                     f"{self.place} is the folder of another program ({foreign[0]} is in it): give the store its own"
                 )
@@ -122,16 +123,19 @@ class DirectoryBackend(Backend):
             )
         if self.read_only:
             return
-        for name in ("tmp", "locks"):
-            with contextlib.suppress(FileExistsError):
-                self._files.make_folder(self.path / name)
+        with contextlib.suppress(FileExistsError):
+            self._files.make_folder(self.path / "locks")
         if form is None:
             self._files.sync_folder(self.path.parent)
             self._put("format", _FORMAT, None)
-        now = time.time()
-        for left in (self.path / "tmp").iterdir():
+        self._sweep(self.path)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what a killed process has left of a file that it was writing."""
+        oldest = time.time() - _LEFT_OVER
+        for left in folder.glob(f"{_NEW}*"):
             with contextlib.suppress(FileNotFoundError):
-                if left.stat().st_mtime < now - _LEFT_OVER:
+                if left.stat().st_mtime < oldest:
                     self._files.unlink(left)
 
     def _form(self) -> bytes | None:
@@ -213,8 +217,7 @@ class DirectoryBackend(Backend):
                 # After a loss of power the lock file may hold anything; what is on disk then needs no sync.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
                     self._files.sync_folder(folder)
-                if alone:
-                    os.ftruncate(file, len(NOTHING))
+                os.ftruncate(file, len(NOTHING))
             yield file
         finally:
             os.close(file)
@@ -299,7 +302,9 @@ class DirectoryBackend(Backend):
         try:
             with self._explaining(), os.scandir(f"{self.place}/{folder}") as found:
                 return sorted(
-                    one.name + "/" if one.is_dir() else one.name for one in found if one.name.startswith(start)
+                    one.name + "/" if one.is_dir() else one.name
+                    for one in found
+                    if one.name.startswith(start) and not one.name.startswith(_NEW)
                 )
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -318,22 +323,20 @@ class DirectoryBackend(Backend):
 
     def _put(self, name: str, data: bytes, match: str | None) -> str | None:
         target = self.path / name
-        temporary = self.path / "tmp" / secrets.token_hex(12)
+        temporary = target.with_name(_NEW + secrets.token_hex(12))
         try:
-            self._files.write(temporary, data, sync=True)
             while True:
                 self._ensure(target.parent, known=match is not None)
-                with self._locked(name, alone=True) as lock:
-                    found = self._read(target)
-                    if (found is None) != (match is None) or (found is not None and _etag(found) != match):
-                        break
-                    try:
-                        with self._syncing(lock, target.parent):
-                            self._files.rename(temporary, target)
-                    except FileNotFoundError:
-                        if not target.parent.exists() and temporary.exists():
-                            continue  # the folder was empty, and somebody has removed it
-                        raise
+                try:
+                    self._files.write(temporary, data, sync=True)
+                except FileNotFoundError:
+                    continue  # the folder was empty, and somebody has removed it
+                break
+            with self._locked(name, alone=True) as lock:
+                found = self._read(target)
+                if (None if found is None else _etag(found)) == match:
+                    with self._syncing(lock, target.parent):
+                        self._files.rename(temporary, target)
                     return _etag(data)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -394,6 +397,7 @@ class DirectoryBackend(Backend):
         path = self.path / folder
         # Whoever finds it gone makes it again, and syncs the folder above.
         with contextlib.suppress(OSError):
+            self._sweep(path)
             self._files.remove_folder(path)
             with self._known:
                 self._folders.pop(path, None)
@@ -436,6 +440,10 @@ class DirectoryBackend(Backend):
             self._workers.give_up(worker)
             if delete:
                 self._workers.delete(worker)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or name.startswith(_NEW)
 
 
 def _etag(data: bytes) -> str:

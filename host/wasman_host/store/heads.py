@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _VERSION = 1
-_WORD = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII).fullmatch
+_WORD = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}", re.ASCII).fullmatch
 _TIMED = frozenset({Status.RUNNING, Status.WAITING, Status.PUBLISHING})
 _BETWEEN = "~"  # the parts of a mark's name; no word has it
 

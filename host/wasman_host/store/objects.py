@@ -547,13 +547,17 @@ class ObjectStore(Store):
         """Where the log of a run is; None where the instance never had it."""
         if run == head.run:
             return head.parts
-        past, older = head.past, head.older
+        past, older = dict(head.past), head.older
         while run not in past:
             if not older:
                 return None
-            what = f"the former runs of {head.key} in {self.backend.place}"
-            past, older = heads.decode_past(heads.open_object(older, await self._needed(older, what), what), what)
+            past, older = await self._older(head, older)
         return past[run]
+
+    async def _older(self, head: Head, name: str) -> tuple[dict[str, tuple[Part, ...]], str]:
+        """Former runs that the head does not carry, and where those before them are."""
+        what = f"the former runs of {head.key} in {self.backend.place}"
+        return heads.decode_past(heads.open_object(name, await self._needed(name, what), what), what)
 
     async def _part(self, part: Part, head: Head) -> tuple[list[tuple[int, bytes]], dict[str, str]]:
         if part.name not in self._parts:
@@ -767,7 +771,35 @@ class ObjectStore(Store):
             await self._discard(draft)
             return None
         self._know(swapped.head)
+        if takeover:
+            with contextlib.suppress(StoreError, CorruptSnapshotError, UnsupportedStateError):
+                await self._collect(swapped.head)
         return Claim(swapped.head.stored, takeover)
+
+    async def _collect(self, head: Head) -> None:
+        """Remove objects that were written for a change that never came, or dropped and not removed.
+
+        Their names tell the version that the change expected. One that expects this version or a later one may still
+        win, so its objects stay. Mail stays as well: its names tell no version.
+        """
+        folder = heads.folder_of(head.key)
+        await self.backend.prune(folder)
+        names: dict[str, None] = {}
+        for name in await self.backend.list(folder, head.life):
+            kind, _, version = name.removeprefix(f"{head.life}-").partition("-")
+            if kind in {"b", "l", "r"} and int(version.partition("-")[0], 16) < head.version:
+                names[f"{folder}/{name}"] = None
+        if not names:
+            return
+        needed = {head.older, *head.blobs.values()}
+        parts, older = [head.parts, *head.past.values()], head.older
+        while older:
+            needed.add(older)
+            past, older = await self._older(head, older)
+            parts += past.values()
+        for part in (part for parts_of_run in parts for part in parts_of_run):
+            needed.update((part.name, *(await self._part(part, head))[1].values()))
+        await self._tidy(name for name in names if name not in needed)
 
     async def _doubtful(self, worker: str) -> list[Claim]:
         """Claims that have landed although they failed, or although nobody waited for them."""
