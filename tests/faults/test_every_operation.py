@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.faulty import Fault, How, Point
 from tests.faults.scenario import SHAPES, Lived, Shape, live, quickly
-from tests.lab import Lab, MemoryLab, SqliteLab
+from tests.lab import DirectoryLab, Lab, MemoryLab, SqliteLab
 
 EVERY = "WASMAN_FAULTS" in os.environ  # make faults
 # Of how many operations one is disturbed in the short form: what each costs is mostly the syncs of its store.
@@ -26,6 +26,7 @@ TWICE = 150  # runs whose second worker is disturbed as well
 STORES: dict[str, Callable[[Path], Lab]] = {
     "memory": lambda _: MemoryLab(),
     "sqlite": lambda folder: SqliteLab(folder / "store.db"),
+    "directory": lambda folder: DirectoryLab(folder / "store"),
 }
 
 
