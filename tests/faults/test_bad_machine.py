@@ -316,6 +316,26 @@ async def test_a_step_of_a_stale_owner_loses_and_leaves_nothing(kind: str, tmp_p
     await lab.close()
 
 
+@pytest.mark.parametrize("kind", STORES)
+async def test_a_step_forgets_the_takeovers_before_it(kind: str, tmp_path: Path) -> None:
+    """They stand for attempts of the operation that the step answers, and for none of the next one."""
+    lab = STORES[kind](tmp_path)
+    await lab.open()
+    key = Key("default", "w")
+    await lab.store.commit(
+        [Change(key, None, "run", "a", b"record", Columns(Status.RUNNING, "flow", "m", owner="dead"))]
+    )
+    assert await lab.store.beat("alive", 60, {}) is not None
+    [claim] = await lab.store.claim("alive", ["default"], 1)
+    assert (claim.takeover, claim.stored.columns.takeovers) == (True, 1)
+    step = Step(key, "run", claim.stored.version, "b", b"tail", [(0, b"entry")])
+    assert isinstance((await lab.store.commit([step]))[0], Won)
+    stored = await (await lab.handle()).load(key)
+    assert stored is not None
+    assert (stored.columns.takeovers, stored.columns.owner) == (0, "alive")
+    await lab.close()
+
+
 # A store that was tampered with
 
 
