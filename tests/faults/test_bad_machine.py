@@ -23,6 +23,7 @@ from isal import igzip_lib
 
 from tests import wat
 from tests.faults.stopped_worker import LEASE, noting
+from tests.faults.test_every_operation import STORES
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers, sink, source
 from wasman_host import control
 from wasman_host.activity import ActivityCall
@@ -36,7 +37,19 @@ from wasman_host.errors import (
 )
 from wasman_host.record import Limits, encode_record
 from wasman_host.seal import Address, digest_of, seal
-from wasman_host.store import Key, MemoryStore, SqliteStore, Status
+from wasman_host.store import (
+    Change,
+    Columns,
+    Key,
+    Lost,
+    MemoryStore,
+    SqliteStore,
+    Status,
+    Step,
+    Store,
+    Unread,
+    Won,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = random.Random(5).randbytes(60_000)
@@ -277,6 +290,50 @@ async def test_two_engines_that_were_given_one_claim(lab: MemoryLab, *, reentran
     assert len(ledger.rows) <= 13, "who has lost finds out at the first commit"
     found = await lab.look(key.id)
     assert len(await control.history(lab.store, found.stored)) == found.entries
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_a_step_of_a_stale_owner_loses_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    """Each store knows the instance, so that its step is written without reading it first."""
+    lab = STORES[kind](tmp_path)
+    await lab.open()
+    one, two = lab.store, await lab.handle()
+    key, columns = Key("default", "w"), Columns(Status.RUNNING, "flow", "m")
+    assert await one.commit([Change(key, None, "run", "a", b"record", columns)]) == [Won(1, 0)]
+
+    async def steps(store: Store, version: int, n: int) -> Won | Lost | Unread:
+        # Beside another change, as in a group; and under a nonce of its own.
+        nonce = f"{id(store)}-{version}-{n}"
+        return (await store.commit([Step(key, "run", version, nonce, b"tail", [(n, b"entry %d" % n)])]))[0]
+
+    assert isinstance(await steps(one, 1, 0), Won)
+    assert isinstance(await steps(two, 2, 1), Won)
+    assert isinstance(await steps(two, 3, 2), Won)
+    for version in (1, 2, 3):
+        assert await steps(one, version, 3) == Lost(("run", 4)), version
+    assert await two.read("run") == [(n, b"entry %d" % n) for n in range(3)]
+    assert isinstance(await steps(one, 4, 3), Won)
+    await lab.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_a_step_forgets_the_takeovers_before_it(kind: str, tmp_path: Path) -> None:
+    """They stand for attempts of the operation that the step answers, and for none of the next one."""
+    lab = STORES[kind](tmp_path)
+    await lab.open()
+    key = Key("default", "w")
+    await lab.store.commit(
+        [Change(key, None, "run", "a", b"record", Columns(Status.RUNNING, "flow", "m", owner="dead"))]
+    )
+    assert await lab.store.beat("alive", 60, {}) is not None
+    [claim] = await lab.store.claim("alive", ["default"], 1)
+    assert (claim.takeover, claim.stored.columns.takeovers) == (True, 1)
+    step = Step(key, "run", claim.stored.version, "b", b"tail", [(0, b"entry")])
+    assert isinstance((await lab.store.commit([step]))[0], Won)
+    stored = await (await lab.handle()).load(key)
+    assert stored is not None
+    assert (stored.columns.takeovers, stored.columns.owner) == (0, "alive")
+    await lab.close()
 
 
 # A store that was tampered with

@@ -16,16 +16,18 @@ import pytest
 
 from tests.faults.faulty import Fault, How, Point
 from tests.faults.scenario import SHAPES, Lived, Shape, live, quickly
-from tests.lab import Lab, MemoryLab, SqliteLab
+from tests.lab import DirectoryLab, Lab, MemoryLab, SqliteLab
 
 EVERY = "WASMAN_FAULTS" in os.environ  # make faults
 # Of how many operations one is disturbed in the short form: what each costs is mostly the syncs of its store.
 STRIDE = {"replayed": 3, "re-entrant": 2, "evicted": 5}
+IDLE = {"load", "watch", "claim", "mailed", "mail", "beat"}  # how often they are asked for is a matter of time
 TWICE = 150  # runs whose second worker is disturbed as well
 
 STORES: dict[str, Callable[[Path], Lab]] = {
     "memory": lambda _: MemoryLab(),
     "sqlite": lambda folder: SqliteLab(folder / "store.db"),
+    "directory": lambda folder: DirectoryLab(folder / "store"),
 }
 
 
@@ -77,7 +79,7 @@ def differences(found: Lived, right: Lived) -> list[str]:
 async def test_f01_a_run_ends_the_same_whatever_fails(
     kind: str, shape: str, how: How, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck, wrong = 0, []
+    struck, wrong = [], []
     with quickly(monkeypatch):
         right = await lived(kind, tmp_path / "right", SHAPES[shape])
         assert right.outcome.left == []
@@ -87,12 +89,15 @@ async def test_f01_a_run_ends_the_same_whatever_fails(
         every = [fault for fault in every if possible(fault)]
         for place, fault in enumerate(every):
             found = await lived(kind, tmp_path / f"{place}", SHAPES[shape], fault)
-            struck += found.stores[0].struck
+            if found.stores[0].struck:
+                struck.append(fault)
             if different := differences(found, right):
                 wrong.append(f"{fault}: {', '.join(different)}")
     assert not wrong
-    assert struck >= len(every) * 3 // 4, "too few of the operations were asked for again"
-    sys.stdout.write(f"{kind}, {shape}, {how.value}: {struck} runs of {len(every)} were disturbed\n")
+    busy = [fault for fault in every if fault.point.operation not in IDLE]
+    again = [fault for fault in struck if fault.point.operation not in IDLE]
+    assert len(again) >= len(busy) * 3 // 4, "too few of the operations were asked for again"
+    sys.stdout.write(f"{kind}, {shape}, {how.value}: {len(struck)} runs of {len(every)} were disturbed\n")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
