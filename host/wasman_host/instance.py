@@ -578,7 +578,7 @@ class Instance:
                 answer = await self._answer(guest, outcome)
                 guest.answer(answer)
                 guest.world.time = machine.time
-                moved = answer >= 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
+                moved = answer > 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
                     continue

@@ -401,7 +401,7 @@ def test_an_image_is_taken_anew_when_much_differs(way: str) -> None:
 def test_threads_have_their_guests_beside_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     del way
     monkeypatch.setattr(memory, "_DESCRIPTORS", 4)
-    interval = sys.getswitchinterval()
+    interval, before = sys.getswitchinterval(), 0
     sys.setswitchinterval(1e-5)
 
     def live() -> None:
@@ -410,9 +410,12 @@ def test_threads_have_their_guests_beside_each_other(way: str, monkeypatch: pyte
             life.cycle(turn % 3, held=turn % 2 == 0)
 
     try:
-        with ThreadPoolExecutor(4) as threads:
-            for done in [threads.submit(live) for _ in range(8)]:
-                done.result()
+        for _ in range(3):
+            with ThreadPoolExecutor(4) as threads:
+                for done in [threads.submit(live) for _ in range(4)]:
+                    done.result()
+            before = before or footprint()[1]
+        assert footprint()[1] <= before
     finally:
         sys.setswitchinterval(interval)
 

@@ -15,7 +15,7 @@ import pytest
 from tests import wat
 from tests.lab import MemoryLab, sink, source
 from wasman_host import streams
-from wasman_host.errors import StreamError
+from wasman_host.errors import GuestTimeoutError, StreamError
 from wasman_host.record import Limits, StreamSpec
 from wasman_host.session_streams import SessionStreams
 from wasman_host.store import Change, Status, Step
@@ -187,10 +187,15 @@ async def test_a_digest_is_taken_while_a_file_is_written(
     data = os.urandom(1000)
     out = await FileSink.open(sink(tmp_path / "out")["sink"], "run", None)
     writes = [(at, at + 100) for at in range(0, 1000, 100)]
-    for start, end in [*writes, *again]:
+    for start, end in writes:
         assert out.write_now(start, memoryview(data)[start:end])
+    deadline = time.monotonic() + 10
+    while not out._running._hashed and time.monotonic() < deadline:
         time.sleep(0.001)  # noqa: ASYNC251  the thread that follows gets its turn
     assert out._running._hashed > 0
+    for start, end in again:
+        assert out.write_now(start, memoryview(data)[start:end])
+        time.sleep(0.001)  # noqa: ASYNC251  the same
     for length in (1000, 1000, 700, 0):
         assert await out.digest(length) == hashlib.sha256(data[:length]).hexdigest()
     assert await out.digest(1001) == ""
@@ -229,3 +234,16 @@ async def test_a_run_that_dies_between_digest_and_name_is_published_whole(
     assert await lab.complete() == [len(data)]
     assert (tmp_path / "out").read_bytes() == data
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]  # noqa: PTH208  a loop over a Path is a lint of its own
+
+
+@pytest.mark.parametrize("source_is", ["file", "none"])
+async def test_a_guest_that_reads_on_behind_the_end_meets_its_limit(
+    source_is: str, lab: MemoryLab, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_bytes(b"all there is")
+    read = f"(call $stream_data (i32.const 0) (i32.const {wat.BUFFER}) (i32.const 100))"
+    module = wat.script(wat.raw(f"(loop $ever (drop {read}) (br $ever))"))
+    given = source(tmp_path / "in") if source_is == "file" else {}
+    await lab.start(module, sources=given, limits=Limits(turn_seconds=0.1))
+    async with lab.worker():
+        await lab.blocked(GuestTimeoutError)

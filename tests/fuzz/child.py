@@ -34,6 +34,7 @@ from wasman_host.residents import Residency
 from wasman_host.store import CLOSED, Key, MemoryStore, SqliteStore, Status, Store
 
 BATCH = 50  # cases of one engine, so that a case has the same surroundings when it is run again
+UPLOADED = 8 * 1024 * 1024  # bytes after which a guest has uploaded enough
 LONG = 10**8  # ns of a sleep that nobody waits for
 HANGS = 20.0  # seconds after which a case hangs: its guest's turns are far shorter
 LIMITS = Limits(memory=32 * 1024 * 1024, turn_seconds=0.2, stored=4 * 1024 * 1024, request=1024 * 1024)
@@ -108,6 +109,11 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
             due = stored.columns.wake if live is None else live._until
             if due is not None and due > world.store.now() + LONG and not ended:
                 await control.terminate(world.store, key, "it sleeps for long")
+                ended = True
+            machine = getattr(live, "machine", None)
+            if machine is not None and machine.written > UPLOADED and not ended:
+                # Each chunk that it moves begins its turn's time anew, as long as the disk lasts.
+                await control.terminate(world.store, key, "it uploads for ever")
                 ended = True
             await anyio.sleep(0.0005)
     found = await control.describe(world.store, key)

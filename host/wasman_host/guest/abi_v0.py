@@ -109,7 +109,8 @@ def _stream_data(guest: Guest, direction: int, pointer: int, length: int) -> int
     if direction in (_DOWNLOAD, _UPLOAD):
         moved = guest.transfer(view, direction == _UPLOAD)
         if moved is not None:
-            guest.unspent()
+            if moved:  # a guest that reads on behind the end gets nowhere
+                guest.unspent()
             return moved
         return Upload(view) if direction == _UPLOAD else Download(view)
     return Refused("BadDirection", f"stream_data: direction {direction} is neither 0 (download) nor 1 (upload)")
