@@ -548,12 +548,30 @@ def test_every_error_is_one_line(looked_at: Shell) -> None:
         assert (words, *outcome) == (words, code, "", f"wasman: {line}\n")
 
 
-def test_looking_makes_no_store(wasman: Shell) -> None:
-    place = wasman.folder / "typo.db"
+@pytest.mark.parametrize(("url", "name"), [("sqlite:///typo.db", "typo.db"), ("file://typo", "typo")])
+def test_looking_makes_no_store(wasman: Shell, url: str, name: str) -> None:
+    place = wasman.folder / name
     for words in (["list"], ["show", "x"], ["terminate", "x", "--reason", "y"], ["unblock", "x"]):
-        line = wasman.refused(4, *words, "--store", "sqlite:///typo.db")
+        line = wasman.refused(4, *words, "--store", url)
         assert line == f"there is no store {place}; name another by --store or WASMAN_STORE"
     assert not place.exists()
+
+
+def test_a_folder_as_the_store(wasman: Shell) -> None:
+    wasman.environment["WASMAN_STORE"] = "file://store"
+    for name in ("one", "two"):
+        assert wasman("run", "app:tour", "--id", name, "--input", "{}")[0] == '{"greetings":[],"errors":[]}\n'
+    assert wasman.shown("one")["status"] == "completed"
+    (wasman.folder / "store" / "i" / "default" / "one" / "rec").write_bytes(b"dear reader")
+    rows = {row["id"]: row["status"] for row in json.loads(wasman("list", "--json")[0])}
+    assert rows == {"one": "blocked", "two": "completed"}
+    line = wasman.refused(4, "show", "one")
+    assert line.startswith(f"the instance one in {wasman.folder / 'store'}: ")
+    assert "restore it from a backup" in line
+    (wasman.folder / "elsewhere").mkdir()
+    (wasman.folder / "elsewhere" / "letter.txt").write_text("dear reader")
+    line = wasman.refused(4, "list", "--store", "file://elsewhere")
+    assert line.startswith(f"{wasman.folder / 'elsewhere'} is the folder of another program (letter.txt is in it)")
 
 
 def test_store_that_is_none(wasman: Shell) -> None:

@@ -29,7 +29,19 @@ from wasman_host.errors import (
     StoreUnavailableError,
     UnsupportedStateError,
 )
-from wasman_host.store import DirectoryBackend, Filter, Lost, ObjectStore, Sent, Status, Step, Won, objects, open_store
+from wasman_host.store import (
+    DirectoryBackend,
+    Filter,
+    Lost,
+    ObjectStore,
+    Sent,
+    Status,
+    Step,
+    Won,
+    objects,
+    open_store,
+    path_of,
+)
 from wasman_host.store.backend import NOTHING
 from wasman_host.store.files import Files
 from wasman_host.store.heads import seal_object
@@ -813,7 +825,8 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store = stores[url]
         assert isinstance(store, ObjectStore)
         assert isinstance(store.backend, DirectoryBackend)
-        assert store.backend.path == path.resolve()
+        assert store.backend.path == path_of(store) == path.resolve()
+    assert path_of(open_store("memory://")) is None
 
 
 @pytest.mark.parametrize("url", ["file:", "file://", "file:/x", "store", "./store.db", "s3://bucket", "file://a\0b"])
