@@ -91,10 +91,9 @@ class Engine:
         self.tenant = tenant
         self._limits = limits or Limits()
         self._keep_alive = keep_alive
-        threads = anyio.CapacityLimiter(max_sync_activities) if _in_loop() else None
         self._given = (tuple(activities), tuple(resources), fallback, fallback_retry, max_sync_activities)
-        if threads is not None:
-            definitions(activities, resources, threads)
+        # Looked at now, so that a mistake shows where it was made and not when the engine is entered.
+        definitions(activities, resources, anyio.CapacityLimiter(max_sync_activities))
         self._residency = Residency(max_guests, max_guest_memory)
         self._instances: dict[str, direct.DirectInstance] = {}
         self._locks: dict[str, anyio.Lock] = defaultdict(partial(anyio.Lock, fast_acquire=True))
@@ -123,8 +122,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         activities, resources, fallback, retry, most = self._given
         threads = anyio.CapacityLimiter(most)
-        binary = await anyio.to_thread.run_sync(check, self._module, "the module")
-        del binary
+        await anyio.to_thread.run_sync(check, self._module, "the module")
         if self._own:
             await self.store.open()
         try:
@@ -229,14 +227,6 @@ class Engine:
         async with self._locks[id]:
             await self._close(id)
         self._locks.pop(id, None)
-
-
-def _in_loop() -> bool:
-    try:
-        anyio.get_current_task()
-    except Exception:  # noqa: BLE001  each event loop has its own error for not being run
-        return False
-    return True
 
 
 class SyncEngine:

@@ -297,3 +297,8 @@ def test_a_process_that_is_killed_in_an_execution(tmp_path: Path) -> None:
     assert done.returncode == -9
     with SyncEngine.from_bytes(COUNTER, store=url, fallback=lambda *_: b"3") as engine:
         assert engine.execute("a", "both") == [9, 3]
+
+
+def test_what_is_no_activity_is_refused_where_it_is_given() -> None:
+    with pytest.raises(InvalidArgumentError, match="is no activity; decorate it with @activity"):
+        Engine.from_bytes(COUNTER, activities=[len])
