@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 from isal import isal_zlib
 
 from wasman_host.errors import BlockedError
@@ -127,6 +128,8 @@ class SessionStreams:
                 token = await sink.sync(length)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+        if not found:  # the run was interrupted, and only the digest has felt it
+            await anyio.lowlevel.checkpoint_if_cancelled()
         return Publishing({name: (length, found[0], dict(token))})
 
     async def publish(self, machine: Machine) -> None:
