@@ -76,6 +76,7 @@ class Faulty:
     Attributes:
         passed: The operations that were asked for, in order.
         struck: Whether the fault has come about.
+        dead: Whether the process that uses this store is gone.
         die: Ends everything that uses this store.
         seen: Is called with the arguments of each operation that is passed on, before it is.
     """
@@ -83,7 +84,7 @@ class Faulty:
     def __init__(self, store: Store, fault: Fault | None = None) -> None:
         self.store = store
         self.passed: list[Point] = []
-        self.struck = False
+        self.struck = self.dead = False
         self.die: Callable[[], None] = lambda: None
         self.seen: Callable[[str, tuple[Any, ...]], None] = lambda *_: None
         self._fault = fault
@@ -99,6 +100,8 @@ class Faulty:
             return method
 
         async def numbered(*given: Any, **named: Any) -> Any:
+            if self.dead:  # a task that has not felt it yet
+                await anyio.sleep_forever()
             self._counts[name] += 1
             point = Point(name, self._counts[name])
             self.passed.append(point)
@@ -111,6 +114,7 @@ class Faulty:
                 self.seen(name, given)
                 await method(*given, **named)
             if fault.how.kills:
+                self.dead = True
                 self.die()
                 await anyio.sleep_forever()
             raise StoreUnavailableError(f"the store is not there ({fault})")
