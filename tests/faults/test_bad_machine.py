@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -35,8 +35,11 @@ from wasman_host.errors import (
     StoreUnavailableError,
     StreamError,
 )
-from wasman_host.record import Limits, encode_record
+from wasman_host.machine import Machine
+from wasman_host.oplog import Tail
+from wasman_host.record import Limits, Pinned, Record, StreamSpec, encode_record
 from wasman_host.seal import Address, digest_of, seal
+from wasman_host.session_streams import SessionStreams
 from wasman_host.store import (
     Change,
     Columns,
@@ -50,6 +53,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.streams import Sink, StreamTypes
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = random.Random(5).randbytes(60_000)
@@ -334,6 +338,34 @@ async def test_a_step_forgets_the_takeovers_before_it(kind: str, tmp_path: Path)
     assert stored is not None
     assert (stored.columns.takeovers, stored.columns.owner) == (0, "alive")
     await lab.close()
+
+
+class _Interrupted:
+    """A sink in whose sync the run is interrupted; its digest feels it first."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self._scope = scope
+
+    async def digest(self, length: int) -> str:
+        await anyio.sleep_forever()
+        return f"{length}"
+
+    async def sync(self, _: int) -> dict[str, str]:
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.01)
+        return {}
+
+
+async def test_a_run_that_is_interrupted_as_it_finishes_is_not_blocked() -> None:
+    """Such as by a worker that leaves: it was taken for an internal error of wasman."""
+    pinned = Pinned("flow", "m", sinks={"out": StreamSpec("file", {})})
+    machine = Machine("default", "w", Record("run", pinned), Tail())
+    streams = SessionStreams(StreamTypes(), lambda: None)
+    with anyio.CancelScope() as scope:
+        streams._sink = cast("Sink", _Interrupted(scope))
+        await streams.finished(machine)
+    assert scope.cancelled_caught
 
 
 # A store that was tampered with
