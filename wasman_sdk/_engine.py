@@ -107,12 +107,7 @@ class Engine:
         Raises:
             InvalidArgumentError: The file cannot be read.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            message = f"the module {path} cannot be read: {error.strerror}"
-            raise InvalidArgumentError(message) from error
-        return cls(data, **options)
+        return cls(_read(path), **options)
 
     @classmethod
     def from_bytes(cls, module: bytes, **options: Any) -> Self:
@@ -226,7 +221,16 @@ class Engine:
         """Give the instance's memory up; what is durable stays, and the next execution restores it."""
         async with self._locks[id]:
             await self._close(id)
-        self._locks.pop(id, None)
+        if not self._locks[id].locked():  # whoever waits for it has it now
+            del self._locks[id]
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        message = f"the module {path} cannot be read: {error.strerror}"
+        raise InvalidArgumentError(message) from error
 
 
 class SyncEngine:
@@ -244,11 +248,7 @@ class SyncEngine:
     @classmethod
     def from_path(cls, path: Path | str, **options: Any) -> Self:
         """As `Engine.from_path`."""
-        try:
-            return cls(Path(path).read_bytes(), **options)
-        except OSError as error:
-            message = f"the module {path} cannot be read: {error.strerror}"
-            raise InvalidArgumentError(message) from error
+        return cls(_read(path), **options)
 
     @classmethod
     def from_bytes(cls, module: bytes, **options: Any) -> Self:

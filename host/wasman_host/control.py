@@ -48,6 +48,9 @@ __all__ = [
     "Deployment",
     "Description",
     "StartOptions",
+    "check_size",
+    "created",
+    "creation",
     "deploy",
     "deployed",
     "describe",
@@ -277,9 +280,9 @@ async def start(
         )
         raise WasmVersionMismatchError(message)
     check_stack(options.limits.stack)
-    _check_size(id_, "input", given, options.limits)
+    check_size(id_, "input", given, options.limits)
     if session is not None:
-        _check_size(id_, "session", session, options.limits)
+        check_size(id_, "session", session, options.limits)
     _check_integers(id_, workflow, name, given)
     run = secrets.token_hex(16)
     pinned = Pinned(
@@ -297,19 +300,8 @@ async def start(
     )
     now = store.now()
     proposal = create(tenant, id_, run, pinned, given, session, now, deflate=store.deflates)
-    assert proposal.record is not None, "a run begins with a record"
     worker, owner = _adopter(workers, options.queue)
-    change = Change(
-        key=key,
-        expected=None,
-        run=run,
-        nonce=secrets.token_hex(8),
-        record=seal(Address(tenant, id_, run, "record"), encode_record(proposal.record)),
-        columns=columns_of(proposal.record, proposal.tail.stored, owner=owner, wake=None if owner else now),
-        tail=encode_tail(proposal.tail),
-        entries=proposal.entries,
-        blobs=proposal.blobs,
-    )
+    change = creation(key, proposal, owner=owner, wake=None if owner else now)
     try:
         [outcome] = await store.commit([change])
     except BaseException:  # such as a caller that waits no longer
@@ -317,18 +309,46 @@ async def start(
             worker.abandon(key)
         raise
     if isinstance(outcome, Won) and worker is not None:
-        assert change.record is not None
-        assert change.columns is not None
-        stored = Stored(
-            key, run, outcome.version, change.nonce, change.columns, change.record, outcome.mail, change.tail
-        )
-        worker.adopt(stored, proposal)
+        worker.adopt(created(change, outcome), proposal)
     if isinstance(outcome, Lost):
         message = (
             f"workflow id {id_!r} is taken by run {outcome.found and outcome.found[0]}; use another id, or its handle"
         )
         raise WorkflowAlreadyExistsError(message)
     return run
+
+
+def creation(key: Key, proposal: Proposal, *, owner: str | None, wake: int | None) -> Change:
+    """The change that makes an instance as `proposal` says, if there is none."""
+    record = proposal.record
+    assert record is not None, "a run begins with a record"
+    return Change(
+        key=key,
+        expected=None,
+        run=record.run,
+        nonce=secrets.token_hex(8),
+        record=seal(Address(key.tenant, key.id, record.run, "record"), encode_record(record)),
+        columns=columns_of(record, proposal.tail.stored, owner=owner, wake=wake),
+        tail=encode_tail(proposal.tail),
+        entries=proposal.entries,
+        blobs=proposal.blobs,
+    )
+
+
+def created(change: Change, outcome: Won) -> Stored:
+    """What the store holds after a `creation` that has won, without reading it back."""
+    assert change.record is not None, "a run begins with a record"
+    assert change.columns is not None, "a run begins with columns"
+    return Stored(
+        change.key,
+        change.run,
+        outcome.version,
+        change.nonce,
+        change.columns,
+        change.record,
+        outcome.mail,
+        change.tail,
+    )
 
 
 def _adopter(workers: Sequence[Adopter], queue: str) -> tuple[Adopter | None, str | None]:
@@ -340,7 +360,8 @@ def _adopter(workers: Sequence[Adopter], queue: str) -> tuple[Adopter | None, st
     return None, None
 
 
-def _check_size(id_: str, what: str, payload: Payload, limits: Limits) -> None:
+def check_size(id_: str, what: str, payload: Payload, limits: Limits) -> None:
+    """Raise `InvalidArgumentError` for what is more than the guest may be given at once."""
     if payload.size > limits.response:
         message = f"the {what} of {id_!r} has {payload.size:,} bytes; at most {limits.response:,} are allowed"
         raise InvalidArgumentError(message)

@@ -1,10 +1,10 @@
 """Instances that are executed directly: an application calls exports of a module, and its memory is kept in between.
 
 An instance is one run without a worker. Each execution begins by a delivery of kind "execute" in its log, and ends by a
-snapshot. One that asks its host for nothing is a single commit: the delivery, the pages that it changed, and the new
-record. One that calls activities is logged like a workflow's turn from its first answer on; where its process dies in
-it, the next one to take the instance up finishes it first, from the snapshot and the log. One that fails leaves the
-memory as it was before.
+snapshot. One that calls no activity is a single commit: the delivery, the pages that it changed, and the new record.
+One that does is in the log before its first call, and from then on logged like a workflow's turn; where its process
+dies in it, the next one to take the instance up finishes it first, from the snapshot and the log. One that fails leaves
+the memory as it was before.
 
 There is no lease: every commit is fenced by (run, version), so of two engines on one instance one loses its execution.
 """
@@ -18,6 +18,7 @@ from attrs import evolve
 from pydantic_core import to_json
 from typing_extensions import override
 
+from wasman_host.control import check_size, created, creation
 from wasman_host.errors import (
     ConcurrentExecutionError,
     Failure,
@@ -28,24 +29,24 @@ from wasman_host.errors import (
     WorkflowAlreadyExistsError,
     WorkflowClosedError,
 )
+from wasman_host.guest.abi_v0 import Call
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Trapped
-from wasman_host.instance import Instance, columns_of, integers_fit, open_record, open_tail
-from wasman_host.machine import Machine, create
-from wasman_host.oplog import encode_tail
+from wasman_host.instance import HOST, Instance, columns_of, integers_fit, open_record, open_tail
+from wasman_host.machine import Machine, Proposal, create
 from wasman_host.payload import Payload
-from wasman_host.record import Pinned, encode_record
+from wasman_host.record import Pinned
 from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta
-from wasman_host.store.protocol import CLOSED, Change, Claim, Lost, Stored, Won
+from wasman_host.store.protocol import CLOSED, Claim, Won
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
+    from wasman_host.guest.live import Guest, Parked
     from wasman_host.guest.module import GuestModule
-    from wasman_host.machine import Proposal
     from wasman_host.record import Limits, Record
     from wasman_host.store.protocol import Columns, Key
 
@@ -103,27 +104,12 @@ async def _created(engine: Engine, key: Key, module: GuestModule, entry: str, li
     proposal = create(
         key.tenant, key.id, run, pinned, Payload.of_value(None), None, store.now(), deflate=store.deflates
     )
-    assert proposal.record is not None, "a run begins with a record"
-    change = Change(
-        key=key,
-        expected=None,
-        run=run,
-        nonce=secrets.token_hex(8),
-        record=seal(Address(key.tenant, key.id, run, "record"), encode_record(proposal.record)),
-        columns=columns_of(proposal.record, proposal.tail.stored, owner=None, wake=None),
-        tail=encode_tail(proposal.tail),
-        entries=proposal.entries,
-        blobs=proposal.blobs,
-    )
+    change = creation(key, proposal, owner=None, wake=None)
     [outcome] = await store.commit([change])
-    if isinstance(outcome, Lost):
+    if not isinstance(outcome, Won):
         message = f"{key} was made by somebody else just now; execute again"
         raise ConcurrentExecutionError(message)
-    assert isinstance(outcome, Won), "nothing was there that could have unread mail"
-    assert change.record is not None, "a run begins with a record"
-    assert change.columns is not None, "a run begins with columns"
-    stored = Stored(key, run, outcome.version, change.nonce, change.columns, change.record, outcome.mail, change.tail)
-    return DirectInstance(engine, Claim(stored, takeover=False), limits)
+    return DirectInstance(engine, Claim(created(change, outcome), takeover=False), limits)
 
 
 class DirectInstance(Instance):
@@ -131,7 +117,8 @@ class DirectInstance(Instance):
 
     Attributes:
         idle: Whether nothing is executed: its guest may be evicted then.
-        spent: Whether an execution has ended otherwise than well: what comes next takes up what the store has.
+        spent: Whether it was not loaded whole, or an execution has ended otherwise than well: what comes next takes up
+            what the store has.
     """
 
     def __init__(self, engine: Engine, claim: Claim, limits: Limits) -> None:
@@ -156,10 +143,12 @@ class DirectInstance(Instance):
             given: What the guest reads as its input, JSON.
 
         Raises:
+            InvalidArgumentError: The input is larger than the guest may be given.
             ExecutionFailed: The guest trapped, failed or exited; nothing of it is kept.
             BlockedError: A limit, damage, an activity that is not registered...; the memory is as it was.
             ConcurrentExecutionError: Another engine has executed meanwhile.
         """
+        check_size(self.key.id, "input", given, self.machine.pinned.limits)
         await self.recover()
         guest_entry = self._checked(entry, arguments)
         head = to_json({"entry": guest_entry, "arguments": list(arguments)})
@@ -173,15 +162,17 @@ class DirectInstance(Instance):
         """Take the instance into memory, and finish the execution that a dead process has left; its result, if so."""
         if self.guest is not None:
             return None
+        self.spent = True  # until it is whole: what failed half way must not be executed
         await self._load()
         if not self._reentrant:
             why = self._module.snapshots or "its initialisation calls the host"
             message = f"module {self._module.digest[:12]} cannot be executed directly: {why}; start it as a workflow"
             raise InvalidModuleError(message)
         if not self.machine.replaying:
+            self.spent = False
             return None
         self.log.info("run %s of %s: an execution that was interrupted is finished", self.run, self.key)
-        call = self.machine.entered_again().value()
+        call = (await self.loaded(self.machine.entered_again())).value()
         return await self._executed(call["entry"], call["arguments"], Payload.of_value(call["input"]))
 
     async def _executed(self, entry: str, arguments: Sequence[int], given: Payload) -> Payload:
@@ -248,6 +239,16 @@ class DirectInstance(Instance):
         return found
 
     # What differs from an instance that a worker lives
+
+    @override
+    async def _answer(self, guest: Guest, parked: Parked) -> int:
+        request = parked.request
+        if self._ahead is not None and type(request) is Call and not request.name.startswith(HOST):
+            self.activity(request.name)
+            # The world is about to be changed under the key of this operation: whatever becomes of this process, the
+            # execution is in the log then, and no other one has the key.
+            await self.commit(Proposal(self.machine.record, self.machine.tail))
+        return await super()._answer(guest, parked)
 
     @override
     def evict(self) -> bool:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from wasman_host.engine import Engine
     from wasman_host.store.protocol import Claim, Key, Message, Stored
 
-__all__ = ["Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail"]
+__all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail"]
 
 logger = logging.getLogger("wasman.instance")
 
@@ -68,7 +68,7 @@ _POLITE = 64  # host calls that wait for nothing between two turns of the event 
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 _BESIDES = 16 * 1024 * 1024  # bytes that a snapshot may hold besides pages: globals, the host's state
-_HOST = "wasman."
+HOST = "wasman."  # begins the host's own names
 
 
 def open_record(stored: Stored) -> Record:
@@ -675,7 +675,7 @@ class Instance:
     async def _answer(self, guest: Guest, parked: Parked) -> int:  # noqa: PLR0911  one for each kind of call
         """What the host call that the guest is parked in returns."""
         request = parked.request
-        if type(request) is abi_v0.Call and not request.name.startswith(_HOST):
+        if type(request) is abi_v0.Call and not request.name.startswith(HOST):
             return await self._calls.answer(guest, request)
         match request:
             case abi_v0.Call() as call:
@@ -722,7 +722,7 @@ class Instance:
     async def _host_call(self, guest: Guest, call: abi_v0.Call) -> int:
         """Names of the host's own: no operations, so they are neither numbered nor logged."""
         machine = self.machine
-        match call.name.removeprefix(_HOST):
+        match call.name.removeprefix(HOST):
             case "input":
                 assert machine.input is not None, "every run has an input"
                 return respond(guest, call, machine.input.content)

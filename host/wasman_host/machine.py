@@ -308,6 +308,7 @@ class Machine:
         """The logged call that an interrupted execution began with: it is repeated from here."""
         self.result, self.last_failure, self.upload_closed, self.kept = None, None, False, None
         entry = self._past.pop()
+        self._unlogged.clear()
         [delivery] = entry.deliveries
         if delivery.kind != "execute" or delivery.payload is None:
             message = f"entry {entry.n} of {self} begins no execution; restore the log from a backup"

@@ -14,6 +14,7 @@ import pytest
 from tests import wat
 from wasman_host.store import MemoryStore, SqliteStore
 from wasman_sdk import (
+    ActivityInfo,
     Client,
     ConcurrentExecutionError,
     Engine,
@@ -302,3 +303,124 @@ def test_a_process_that_is_killed_in_an_execution(tmp_path: Path) -> None:
 def test_what_is_no_activity_is_refused_where_it_is_given() -> None:
     with pytest.raises(InvalidArgumentError, match="is no activity; decorate it with @activity"):
         Engine.from_bytes(COUNTER, activities=[len])
+
+
+async def test_a_guest_that_could_not_be_restored_is_not_executed(store: Any) -> None:
+    async with Engine.from_bytes(COUNTER, store=store) as engine:
+        await engine.execute("a", "add", 3)
+        await engine.execute("a", "grow", 4)
+    async with Engine.from_bytes(COUNTER, store=store, limits=Limits(memory=5 * 65536)) as engine:
+        for _ in range(2):  # the second one finds nothing that the first has left half done
+            with pytest.raises(GuestLimitError, match="the snapshot of a holds 524,288 bytes of memory"):
+                await engine.execute("a", "add", 1)
+    async with Engine.from_bytes(COUNTER, store=store) as engine:
+        assert await engine.execute("a", "add", 0) == 3
+
+
+async def test_a_module_that_cannot_be_executed_directly_says_so_each_time(store: Any) -> None:
+    module = wat.module("""(memory (export "memory") 1) (table 1 funcref)
+      (func (export "run") (result i32) (table.grow (ref.null func) (i32.const 1)))""")
+    async with Engine.from_bytes(module, store=store) as engine:
+        for _ in range(2):
+            with pytest.raises(InvalidModuleError, match="cannot be executed directly: its tables may change"):
+                await engine.execute("a")
+
+
+async def test_an_interrupted_execution_with_a_large_input_is_finished(store: Any, made: list[str]) -> None:
+    reached = anyio.Event()
+
+    @activity(name="next")
+    async def once(given: bytes) -> bytes:
+        del given
+        made.append("called")
+        if len(made) == 2:
+            reached.set()
+            await anyio.sleep_forever()
+        return b"5"
+
+    async with Engine.from_bytes(COUNTER, store=store, activities=[once]) as engine, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            await engine.execute("a", "ask", input="x" * 100_000)
+
+        tasks.start_soon(ask)
+        await reached.wait()
+        tasks.cancel_scope.cancel()
+    async with Engine.from_bytes(COUNTER, store=store, activities=[once]) as engine:
+        assert await engine.execute("a", "both") == [10, 2]
+    assert len(made) == 3
+
+
+async def test_an_input_over_the_limit_is_refused(store: Any) -> None:
+    async with Engine.from_bytes(COUNTER, store=store, limits=Limits(response=100)) as engine:
+        with pytest.raises(InvalidArgumentError, match="the input of 'a' has 102 bytes; at most 100 are allowed"):
+            await engine.execute("a", "calls", input="x" * 100)
+        assert await engine.execute("a", "calls", input="x" * 98) == 0
+
+
+async def test_an_instance_that_is_closed_while_others_wait_for_it_is_still_executed_one_by_one(
+    store: Any, made: list[str]
+) -> None:
+    reached, go_on = anyio.Event(), anyio.Event()
+    inside = most = 0
+
+    @activity(name="next")
+    async def following(given: bytes) -> bytes:
+        nonlocal inside, most
+        del given
+        inside += 1
+        most = max(most, inside)
+        reached.set()
+        await go_on.wait()
+        await anyio.sleep(0.01)
+        inside -= 1
+        return b"5"
+
+    del made
+    async with Engine.from_bytes(COUNTER, store=store, activities=[following]) as engine:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.execute, "a", "ask")
+            await reached.wait()
+            tasks.start_soon(engine.close_instance, "a")
+            await anyio.sleep(0.01)
+            tasks.start_soon(engine.execute, "a", "ask")
+            await anyio.sleep(0.01)
+            go_on.set()
+            for _ in range(20):
+                await anyio.sleep(0.002)
+                tasks.start_soon(engine.execute, "a", "ask")
+        assert most == 1
+        assert await engine.execute("a", "both") == [220, 44]
+
+
+async def test_no_two_executions_call_under_one_key(store: Any) -> None:
+    keys: list[str] = []
+    reached = anyio.Event()
+
+    @activity(name="next")
+    async def first(given: bytes, info: ActivityInfo) -> bytes:
+        del given
+        keys.append(info.idempotency_key)
+        reached.set()
+        await anyio.sleep_forever()
+        return b""
+
+    @activity(name="next")
+    async def then(given: bytes, info: ActivityInfo) -> bytes:
+        del given
+        keys.append(info.idempotency_key)
+        return b"5"
+
+    async with (
+        Engine.from_bytes(COUNTER, store=store, activities=[first]) as engine,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(engine.execute, "a", "ask")
+        await reached.wait()
+        tasks.cancel_scope.cancel()  # what it has done to the world is not known
+    async with Engine.from_bytes(COUNTER, store=store, activities=[then]) as engine:
+        with pytest.raises(WorkflowFailedError):
+            await engine.execute("a", "ask_and_trap")
+        assert await engine.execute("a", "both") == [10, 2]
+    assert keys[1] == keys[0], "the interrupted call is made again under its own key"
+    assert len(set(keys)) == len(keys) - 1 == 3, "and the call of another execution under another"
