@@ -1,38 +1,6 @@
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-
-from tests.lab import DirectoryLab, MemoryLab, SqliteLab
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-async def lab(anyio_backend: str) -> AsyncIterator[MemoryLab]:
-    del anyio_backend  # the loop that the store belongs to
-    lab = MemoryLab()
-    await lab.open()
-    yield lab
-    await lab.close()
-
-
-@pytest.fixture
-async def disk(anyio_backend: str, tmp_path: Path) -> AsyncIterator[SqliteLab]:
-    del anyio_backend
-    lab = SqliteLab(tmp_path / "store.db")
-    await lab.open()
-    yield lab
-    await lab.close()
-
-
-@pytest.fixture
-async def folder(anyio_backend: str, tmp_path: Path) -> AsyncIterator[DirectoryLab]:
-    del anyio_backend
-    lab = DirectoryLab(tmp_path / "store")
-    await lab.open()
-    yield lab
-    await lab.close()

@@ -301,22 +301,8 @@ def _columns(columns: Columns) -> list[Any]:
 
 
 def _columns_of_json(fields: Sequence[Any]) -> Columns:
-    status, workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed, attributes = fields
-    return Columns(
-        Status(status),
-        workflow,
-        module,
-        queue,
-        owner,
-        wake,
-        expires,
-        takeovers,
-        size,
-        parent,
-        created,
-        closed,
-        attributes,
-    )
+    status, *others = fields  # in the order of `Columns`
+    return Columns(Status(status), *others)
 
 
 def _parts(parts: Sequence[Part]) -> list[Any]:
