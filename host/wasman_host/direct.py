@@ -93,7 +93,11 @@ async def opened(engine: Engine, key: Key, module: str, entry: str, limits: Limi
             f"means nothing to another module: use an engine with the old one, or another id"
         )
         raise WasmVersionMismatchError(message)
-    return DirectInstance(engine, Claim(stored, takeover=False), limits)
+    instance = DirectInstance(engine, Claim(stored, takeover=False), limits)
+    if instance.mailed and await instance.ended():
+        message = f"{key} was terminated; execute under another id"
+        raise WorkflowClosedError(message)
+    return instance
 
 
 async def _created(engine: Engine, key: Key, module: GuestModule, entry: str, limits: Limits) -> DirectInstance:
@@ -131,6 +135,13 @@ class DirectInstance(Instance):
         self.machine = Machine(
             self.key.tenant, self.key.id, record, open_tail(claim.stored), deflate=self._store.deflates
         )
+
+    async def ended(self) -> bool:
+        """Whether its mail ends it, which is done then."""
+        terminating = self.ending(await self._store.mail(self.key))
+        if terminating is not None:
+            await self._close_as(terminating)
+        return terminating is not None
 
     # Executions
 
@@ -191,7 +202,7 @@ class DirectInstance(Instance):
             raise
         finally:
             self.idle = True
-        self.spent = False
+        self.spent = self.mailed  # whoever opens it next reads the mail
         self._engine.residents.waits(self)
         self._executions += 1
         if self._executions % _LOOK == 1:

@@ -152,6 +152,7 @@ class Instance:
         run: Its run id.
         expires: When its execution timeout ends it, ns since 1970, or None.
         owns: Whether the store still says, as far as this task knows, that this worker has it.
+        mailed: Whether there was unread mail for it at its last commit.
         log: Where it says what happens to it.
         machine: Its state machine.
         guest: Its guest, or None where there is none in memory.
@@ -190,6 +191,7 @@ class Instance:
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
         self.owns = True
+        self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
         self._calls = Calls(self)
         self._streams = SessionStreams(engine.streams, self.require_lease)
@@ -947,8 +949,8 @@ class Instance:
         finally:
             self._committing = False
         match outcome:
-            case Won(version=version):
-                self._version, self._ahead = version, None
+            case Won(version=version, mail=mail):
+                self._version, self._ahead, self.mailed = version, None, mail > 0
                 self.machine.accept(proposal)
             case Lost(found=found):
                 self.owns = False

@@ -27,6 +27,7 @@ from wasman_sdk import (
     SyncEngine,
     WasmVersionMismatchError,
     WorkflowAlreadyExistsError,
+    WorkflowClosedError,
     WorkflowFailedError,
     activity,
 )
@@ -424,3 +425,14 @@ async def test_no_two_executions_call_under_one_key(store: Any) -> None:
         assert await engine.execute("a", "both") == [10, 2]
     assert keys[1] == keys[0], "the interrupted call is made again under its own key"
     assert len(set(keys)) == len(keys) - 1 == 3, "and the call of another execution under another"
+
+
+async def test_an_instance_that_is_terminated_is_executed_no_more(store: Any) -> None:
+    async with Client(store, "default") as client, Engine.from_bytes(COUNTER, store=store) as engine:
+        await engine.execute("a", "add", 1)
+        await client.get_handle("a").terminate("enough")
+        await engine.execute("a", "add", 1)  # it was in memory, and learns of it by its commit
+        for _ in range(2):
+            with pytest.raises(WorkflowClosedError, match=r"a (was terminated|has ended .terminated.); execute under"):
+                await engine.execute("a", "add", 1)
+        assert (await client.get_handle("a").describe()).status == "terminated"
