@@ -301,7 +301,7 @@ class Client:
     Attributes:
         store: The open store.
         tenant: Whose instances it sees.
-        is_open: Whether it is between entering and leaving.
+        is_open: Whether its store is open.
         workers: Workers of this process that begin at once what is started here.
     """
 
@@ -326,6 +326,16 @@ class Client:
             InvalidArgumentError: The URL names no kind of store.
         """
         return cls(open_store(url), tenant)
+
+    @classmethod
+    def over(cls, store: Store, tenant: str = "default") -> Client:
+        """A client of a store that is open already, used without entering it; whoever has opened the store closes it.
+
+        Without `store.serve()` beside it, what another process commits is seen only when it is asked for.
+        """
+        client = cls(store, tenant)
+        client.is_open = True
+        return client
 
     def __await__(self) -> Any:
         message = "Client.connect is not awaited: write `async with Client.connect(url) as client:`"

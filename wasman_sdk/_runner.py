@@ -510,9 +510,7 @@ def _client_of(store: str | Store | Client) -> Client:
         return store
     if isinstance(store, str):
         return Client.connect(store)
-    client = Client(store, "default")
-    client.is_open = True  # whoever has opened the store closes it
-    return client
+    return Client.over(store)
 
 
 # Streams by handlers

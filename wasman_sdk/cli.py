@@ -418,7 +418,7 @@ async def _run(start: _Start, client: Client, worker: Worker | None, tenant: str
             # A worker opens the client that it shares with the command.
             await stack.enter_async_context(client if worker is None else worker)
             with waiting:
-                await _started(start, client if client.tenant == tenant else Client(client.store, tenant))
+                await _started(start, client if client.tenant == tenant else Client.over(client.store, tenant))
         tasks.cancel_scope.cancel()
     if ended_by:
         click.echo(f"wasman: left {start.id}, which is not done; the same command with --attach goes on", err=True)

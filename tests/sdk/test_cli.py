@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -588,7 +589,7 @@ def test_store_that_is_none(wasman: Shell) -> None:
 
 def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     wasman("run", "app:tour", "--id", "one", "--input", '{"names": ["Ada"]}')
-    with sqlite3.connect(wasman.folder / "wasman.db") as database:
+    with closing(sqlite3.connect(wasman.folder / "wasman.db")) as database, database:
         database.execute("delete from log where n = 1")
     output, errors = wasman("show", "one", code=4)
     assert "status      completed" in output
@@ -599,7 +600,7 @@ def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     )
     output, _ = wasman("show", "one", "--json", code=4)
     assert json.loads(output)["log"] is None
-    with sqlite3.connect(wasman.folder / "wasman.db") as database:
+    with closing(sqlite3.connect(wasman.folder / "wasman.db")) as database, database:
         row = "(select number from instance where id = 'one')"
         database.execute(f"update record set data = zeroblob(100) where instance = {row}")  # noqa: S608  the test's own
     output, errors = wasman("show", "one", code=4)

@@ -247,8 +247,7 @@ async def test_what_cannot_be_executed(store: Any, tmp_path: Path) -> None:
             pass
     with pytest.raises(InvalidArgumentError, match=r"the module .*none\.wasm cannot be read: No such file"):
         Engine.from_path(tmp_path / "none.wasm")
-    async with Client(store, "default") as client:
-        assert [found.workflow async for found in client.list()] == ["direct"]
+    assert [found.workflow async for found in Client.over(store).list()] == ["direct"]
 
 
 async def test_the_id_of_a_workflow_is_refused(tmp_path: Path) -> None:
@@ -428,7 +427,8 @@ async def test_no_two_executions_call_under_one_key(store: Any) -> None:
 
 
 async def test_an_instance_that_is_terminated_is_executed_no_more(store: Any) -> None:
-    async with Client(store, "default") as client, Engine.from_bytes(COUNTER, store=store) as engine:
+    client = Client.over(store)
+    async with Engine.from_bytes(COUNTER, store=store) as engine:
         await engine.execute("a", "add", 1)
         await client.get_handle("a").terminate("enough")
         await engine.execute("a", "add", 1)  # it was in memory, and learns of it by its commit

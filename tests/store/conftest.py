@@ -24,7 +24,8 @@ async def setting(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend:
     else:
         store, other = (SqliteStore(database(tmp_path), clock=clock) for _ in range(2))
     await store.open()
-    await other.open()
+    if other is not store:
+        await other.open()
     yield Setting(store, other, clock)
     await other.close()
     await store.close()

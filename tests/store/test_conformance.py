@@ -28,6 +28,15 @@ from wasman_host.store import (
 
 DAY = 86_400 * SECOND
 
+# -- opening ---------------------------------------------------------------------------------------
+
+
+async def test_an_open_store_is_not_opened_again(setting: Setting) -> None:
+    with pytest.raises(InvalidArgumentError, match="is open already, and whoever has opened it closes it"):
+        await setting.store.open()
+    assert isinstance(await setting.commit(change("a", None, "r")), Won)
+
+
 # -- commit: the swap ------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ from wasman_host.store.backend import NOTHING, Backend, Found
 from wasman_host.store.files import Files
 from wasman_host.store.group import pause
 from wasman_host.store.locks import WorkerLocks
+from wasman_host.store.rules import opened_twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,6 +97,8 @@ class DirectoryBackend(Backend):
 
     @override
     async def open(self) -> None:
+        if self._root is not None:
+            raise opened_twice(self.place)
         self._limiter = anyio.CapacityLimiter(_THREADS)
         with self._explaining():
             await self._on_thread(self._prepare)

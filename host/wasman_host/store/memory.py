@@ -39,6 +39,7 @@ from wasman_host.store.rules import (
     claimable,
     cursor_after,
     matches,
+    opened_twice,
     step_verdict,
     verdict,
 )
@@ -97,6 +98,8 @@ class MemoryStore(Store):
 
     @override
     async def open(self) -> None:
+        if self._is_open:
+            raise opened_twice("in memory")
         self._is_open = True
 
     @override

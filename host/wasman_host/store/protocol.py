@@ -293,7 +293,13 @@ class Store(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Open or create the store; raises `StoreSchemaError` and `StoreUnavailableError`."""
+        """Open or create the store.
+
+        Raises:
+            InvalidArgumentError: It is open already, and whoever has opened it will close it.
+            StoreSchemaError: What is there is of another program, or of another wasman.
+            StoreUnavailableError: It cannot be opened.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "claimable",
     "cursor_after",
     "matches",
+    "opened_twice",
     "step_verdict",
     "verdict",
 ]
@@ -42,6 +43,11 @@ def _check_key(key: Key) -> None:
 
 def _is_encodable(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
+def opened_twice(place: object) -> InvalidArgumentError:
+    """The error for a store that is opened while it is open: its first opener would be left without a connection."""
+    return InvalidArgumentError(f"the store {place} is open already, and whoever has opened it closes it; just use it")
 
 
 def check_change(change: Change | Step) -> None:

@@ -59,6 +59,7 @@ from wasman_host.store.rules import (
     claim_order,
     claimable,
     cursor_after,
+    opened_twice,
     step_verdict,
     verdict,
 )
@@ -139,6 +140,8 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def open(self) -> None:
+        if self._db is not None:
+            raise opened_twice(self.path)
         if sqlite3.sqlite_version_info < (3, 37):
             raise StoreUnavailableError(
                 f"this Python is linked to SQLite {sqlite3.sqlite_version}; a wasman store needs 3.37 or later"
