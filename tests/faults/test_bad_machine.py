@@ -10,7 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -272,8 +272,18 @@ async def _while_it_stands_still(place: str, disk: SqliteLab, process: "subproce
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-async def test_two_engines_that_were_given_one_claim(lab: MemoryLab, *, reentrant: bool) -> None:
-    ledger = Ledger()
+async def test_two_engines_that_were_given_one_claim(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch, *, reentrant: bool
+) -> None:
+    ledger, losses = Ledger(), list[Lost]()
+    commit = lab.store.commit
+
+    async def counted(changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+        outcomes = list(await commit(changes))
+        losses.extend(outcome for outcome in outcomes if isinstance(outcome, Lost))
+        return outcomes
+
+    monkeypatch.setattr(lab.store, "commit", counted)
     steps: list[wat.Step] = []
     for n in range(12):
         steps += [wat.call("note", b"%d" % n), wat.checkpoint()]
@@ -292,6 +302,7 @@ async def test_two_engines_that_were_given_one_claim(lab: MemoryLab, *, reentran
     done = dict(zip(ledger.keys, ledger.requests, strict=True))
     assert sorted(map(int, done.values())) == list(range(12)), "a key for each call, the same in both"
     assert len(ledger.rows) <= 13, "who has lost finds out at the first commit"
+    assert len(losses) == 1, "and ends"
     found = await lab.look(key.id)
     assert len(await control.history(lab.store, found.stored)) == found.entries
 
