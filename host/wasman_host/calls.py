@@ -20,6 +20,7 @@ from wasman_host.payload import Payload
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Awaitable
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.guest.live import Guest
@@ -40,8 +41,11 @@ class Run(Protocol):
     """What calls need of the instance that makes them."""
 
     key: Key
-    log: logging.LoggerAdapter[logging.Logger]
     machine: Machine
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Where it says what happens to it."""
 
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name`, or None."""
@@ -67,6 +71,8 @@ class Run(Protocol):
 
 class Calls:
     """Answers one guest's `host_call_api` where it names an activity."""
+
+    __slots__ = ("_repeated", "_run")
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -176,7 +182,9 @@ class Calls:
             )
             raise GuestLimitError(message, "response")
 
-    async def _attempt(self, definition: ActivityDefinition, number: int, attempt: int, call: abi_v0.Call) -> bytes:
+    def _attempt(
+        self, definition: ActivityDefinition, number: int, attempt: int, call: abi_v0.Call
+    ) -> Awaitable[bytes]:
         run, machine = self._run, self._run.machine
         given = ActivityCall(
             run.key,
@@ -189,12 +197,15 @@ class Calls:
             machine.session,
             run.now(),
         )
-        if definition.timeout is None:
-            return await definition.handler(given)
-        with anyio.move_on_after(definition.timeout):
-            return await definition.handler(given)
-        message = f"activity {call.name!r} did not end within {definition.timeout:g} s"
-        raise ApplicationError(message, type="StartToCloseTimeout")
+        # Without a frame of its own where there is no timeout: thousands of instances may wait here.
+        return definition.handler(given) if definition.timeout is None else _within(definition, given)
+
+
+async def _within(definition: ActivityDefinition, given: ActivityCall) -> bytes:
+    with anyio.move_on_after(definition.timeout):
+        return await definition.handler(given)
+    message = f"activity {given.name!r} did not end within {definition.timeout:g} s"
+    raise ApplicationError(message, type="StartToCloseTimeout")
 
 
 def respond(guest: Guest, call: abi_v0.Call, data: bytes) -> int:

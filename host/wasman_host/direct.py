@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
-    from wasman_host.guest.live import Guest, Parked
+    from wasman_host.guest.imports import Request
+    from wasman_host.guest.live import Guest
     from wasman_host.guest.module import GuestModule
     from wasman_host.record import Limits, Record
     from wasman_host.store.protocol import Columns, Key
@@ -252,14 +253,13 @@ class DirectInstance(Instance):
     # What differs from an instance that a worker lives
 
     @override
-    async def _answer(self, guest: Guest, parked: Parked) -> int:
-        request = parked.request
+    async def _answer(self, guest: Guest, request: Request) -> int:
         if self._ahead is not None and type(request) is Call and not request.name.startswith(HOST):
             self.activity(request.name)
             # The world is about to be changed under the key of this operation: whatever becomes of this process, the
             # execution is in the log then, and no other one has the key.
             await self.commit(Proposal(self.machine.record, self.machine.tail))
-        return await super()._answer(guest, parked)
+        return await super()._answer(guest, request)
 
     @override
     def evict(self) -> bool:

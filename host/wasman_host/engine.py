@@ -301,20 +301,19 @@ class Engine:
         if self._leaving.is_set():  # it was claimed while the others were told
             instance.leave()
 
-        async def live() -> None:
-            try:
-                await instance.live()
-            except Exception:
-                # A defect of wasman: it must not touch the neighbours, and whoever claims the instance next tries
-                # again.
-                logger.exception("run %s of %s was dropped by an internal error", instance.run, instance.key)
-            finally:
-                if instance.owns:
-                    self._orphans.add(instance.key)
-                if self._live.get(instance.key) is instance:
-                    del self._live[instance.key]
+        tasks.start_soon(self._lives, instance, name=f"instance {instance.key}")
 
-        tasks.start_soon(live, name=f"instance {instance.key}")
+    async def _lives(self, instance: Instance) -> None:
+        try:
+            await instance.live()
+        except Exception:
+            # A defect of wasman: it must not touch the neighbours, and whoever claims the instance next tries again.
+            logger.exception("run %s of %s was dropped by an internal error", instance.run, instance.key)
+        finally:
+            if instance.owns:
+                self._orphans.add(instance.key)
+            if self._live.get(instance.key) is instance:
+                del self._live[instance.key]
 
     async def _hand_back(self) -> None:
         """Release what was dropped here and is still this worker's in the store, such as after the process slept."""

@@ -54,10 +54,11 @@ from wasman_host.snapshot import Delta, decode_delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
+    from wasman_host.guest.imports import Request
     from wasman_host.store.protocol import Claim, Key, Message, Stored
 
 __all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail"]
@@ -153,10 +154,41 @@ class Instance:
         expires: When its execution timeout ends it, ns since 1970, or None.
         owns: Whether the store still says, as far as this task knows, that this worker has it.
         mailed: Whether there was unread mail for it at its last commit.
-        log: Where it says what happens to it.
         machine: Its state machine.
         guest: Its guest, or None where there is none in memory.
     """
+
+    __slots__ = (
+        "_ahead",
+        "_baseline",
+        "_blocking",
+        "_calls",
+        "_committing",
+        "_created",
+        "_ending",
+        "_engine",
+        "_entry",
+        "_handing_back",
+        "_leaving",
+        "_module",
+        "_nonce",
+        "_origin",
+        "_reentrant",
+        "_scope",
+        "_store",
+        "_stored",
+        "_streams",
+        "_until",
+        "_version",
+        "_waits",
+        "expires",
+        "guest",
+        "key",
+        "machine",
+        "mailed",
+        "owns",
+        "run",
+    )
 
     machine: Machine
 
@@ -176,10 +208,6 @@ class Instance:
         self._stored = claim.stored
         self._created = created
         self._version = claim.stored.version
-        self.log = logging.LoggerAdapter(
-            logger,
-            {"tenant": self.key.tenant, "workflow": claim.stored.columns.workflow, "id": self.key.id, "run": self.run},
-        )
         self._nonce = secrets.token_hex(8)  # drawn once: with the version behind it, it is drawn for each commit
         self._scope = anyio.CancelScope()
         self._committing = False
@@ -195,6 +223,13 @@ class Instance:
         self.guest: Guest | None = None
         self._calls = Calls(self)
         self._streams = SessionStreams(engine.streams, self.require_lease)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Where it says what happens to it."""
+        columns = self._stored.columns
+        names = {"tenant": self.key.tenant, "workflow": columns.workflow, "id": self.key.id, "run": self.run}
+        return logging.LoggerAdapter(logger, names)
 
     # From outside: the engine says that something else comes first
 
@@ -304,8 +339,12 @@ class Instance:
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
+                # Without a frame between this one and the guest's: thousands of instances may wait there.
                 if not self._interrupted:
-                    await self._work()
+                    if await self._readied():
+                        await self._run()
+                    if self.machine.record.status is Status.PUBLISHING:
+                        await self._publish()
         except GivenUp:
             return
         except BlockedError as error:
@@ -358,27 +397,26 @@ class Instance:
         elif self._handing_back is not None:
             await self.commit(self.machine.sleeps(self._handing_back))
 
-    async def _work(self) -> None:
+    async def _readied(self) -> bool:
+        """Load the guest, and say whether it is to run; what comes before that is done."""
         machine = self.machine
         publishing = machine.record.status is Status.PUBLISHING
         if self._stored.mail and not publishing:
             terminating = self.ending(await self._store.mail(self.key))
             if terminating is not None:
                 await self._close_as(terminating)
-                return
+                return False
         if self.expires is not None and self.now() >= self.expires and not publishing:
             await self._close_as(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
-            return
+            return False
         if machine.record.status is Status.BLOCKED:
             # Claimed for mail that does not end it: it goes on standing still.
             await anyio.sleep(_HOLD)
             await self.commit(evolve(machine.released(self.now()), wake=None))
-            return
+            return False
         if not publishing:
             await self._load()
-            await self._run()
-        if machine.record.status is Status.PUBLISHING:
-            await self._publish()
+        return not publishing
 
     # Coming back
 
@@ -577,7 +615,7 @@ class Instance:
             outcome = guest.resume()
             if isinstance(outcome, Parked):
                 version, replaying = self._version, machine.replaying
-                answer = await self._answer(guest, outcome)
+                answer = await self._answer(guest, outcome.request)
                 guest.answer(answer)
                 guest.world.time = machine.time
                 moved = answer > 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
@@ -674,11 +712,14 @@ class Instance:
 
     # Answering host calls
 
-    async def _answer(self, guest: Guest, parked: Parked) -> int:  # noqa: PLR0911  one for each kind of call
+    def _answer(self, guest: Guest, request: Request) -> Awaitable[int]:
         """What the host call that the guest is parked in returns."""
-        request = parked.request
+        # Without a frame of its own for activities: thousands of instances may wait here.
         if type(request) is abi_v0.Call and not request.name.startswith(HOST):
-            return await self._calls.answer(guest, request)
+            return self._calls.answer(guest, request)
+        return self._answer_else(guest, request)
+
+    async def _answer_else(self, guest: Guest, request: Request) -> int:  # noqa: PLR0911  one for each kind of call
         match request:
             case abi_v0.Call() as call:
                 return await self._host_call(guest, call)

@@ -163,6 +163,36 @@ class Machine:
         takeovers: How often the run was taken from a dead worker since the record last settled an operation's attempts.
     """
 
+    __slots__ = (
+        "_begun",
+        "_count",
+        "_deflate",
+        "_digest",
+        "_entry_address",
+        "_past",
+        "_unlogged",
+        "_unwritten",
+        "crc",
+        "entry",
+        "id",
+        "input",
+        "kept",
+        "last_failure",
+        "pinned",
+        "random",
+        "read",
+        "record",
+        "result",
+        "run",
+        "session",
+        "tail",
+        "takeovers",
+        "tenant",
+        "time",
+        "upload_closed",
+        "written",
+    )
+
     def __init__(
         self, tenant: str, id_: str, record: Record, tail: Tail, takeovers: int = 0, *, deflate: bool = True
     ) -> None:

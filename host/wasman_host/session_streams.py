@@ -32,6 +32,8 @@ class SessionStreams:
         require_lease: Raises where this worker may no longer write.
     """
 
+    __slots__ = ("_require_lease", "_sink", "_source", "_types", "token")
+
     def __init__(self, types: StreamTypes, require_lease: Callable[[], None]) -> None:
         self._types = types
         self._require_lease = require_lease

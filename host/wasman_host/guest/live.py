@@ -94,6 +94,15 @@ def _never_ready(_view: memoryview, _upload: bool) -> int | None:  # noqa: FBT00
     return None
 
 
+class _Problems(ctypes.Structure):
+    """Where the C API leaves what ended a call: one object, because there are as many as there are guests."""
+
+    _fields_ = (("trap", ctypes.c_void_p), ("error", ctypes.c_void_p))
+
+
+_ERROR: int = _Problems.error.offset
+
+
 class Guest:
     """One instance of a module in a store of its own.
 
@@ -106,6 +115,36 @@ class Guest:
         exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
         tables: Its tables, where they can grow.
     """
+
+    __slots__ = (
+        "_answer",
+        "_args",
+        "_context",
+        "_functions",
+        "_future",
+        "_globals",
+        "_instance",
+        "_limits",
+        "_memory",
+        "_memory_address",
+        "_problems",
+        "_results",
+        "_results_kinds",
+        "_slot",
+        "_slot_kind",
+        "_spent",
+        "_store",
+        "_tables",
+        "_yielded",
+        "exceeded",
+        "linear",
+        "module",
+        "request",
+        "stopping",
+        "tables",
+        "transfer",
+        "world",
+    )
 
     def __init__(self, module: GuestModule, world: World, limits: GuestLimits, image: Image | None = None) -> None:
         """Instantiate `module`; no code of it runs.
@@ -132,7 +171,7 @@ class Guest:
         self._slot = self._slot_kind = 0
         self._spent = 0.0
         self._yielded = False
-        self._trap, self._error = ctypes.c_void_p(), ctypes.c_void_p()
+        self._problems = _Problems()
         self._functions: dict[str, capi.Extern] = {}
         self.linear = LinearMemory(limits.memory, (image or module.initial) if module.initial else None)
         prepared = module.prepared(limits.stack)
@@ -152,8 +191,8 @@ class Guest:
             prepared,
             self._context,
             addressof(self._instance),
-            addressof(self._trap),
-            addressof(self._error),
+            addressof(self._problems),
+            addressof(self._problems) + _ERROR,
         )
         current.guest = self
         while not capi.poll_at_once(future):  # data that is copied is copied by code, which yields as any other
@@ -229,8 +268,8 @@ class Guest:
             len(kinds),
             addressof(self._results),
             len(self._results_kinds),
-            addressof(self._trap),
-            addressof(self._error),
+            addressof(self._problems),
+            addressof(self._problems) + _ERROR,
         )
 
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
@@ -266,7 +305,7 @@ class Guest:
 
     def _ended(self) -> Ended | Trapped | Exceeded:
         stopping, self.stopping = self.stopping, None
-        code = capi.trap_code(self._trap.value) if self._trap.value else None
+        code = capi.trap_code(self._problems.trap) if self._problems.trap else None
         problem = self._take_problem()
         if self.exceeded or (self.tables and self.look()):
             self.stopping = stopping
@@ -306,11 +345,11 @@ class Guest:
         return Exceeded("table_elements", self._largest_table())
 
     def _take_problem(self) -> str | None:
-        if self._trap.value:
-            trap, self._trap.value = self._trap.value, None
+        if self._problems.trap:
+            trap, self._problems.trap = self._problems.trap, None
             return capi.trap_text(trap)
-        if self._error.value:
-            error, self._error.value = self._error.value, None
+        if self._problems.error:
+            error, self._problems.error = self._problems.error, None
             return capi.error_text(error)
         return None
 

@@ -454,6 +454,8 @@ class Baseline:
         touched: Pages of it in which it differs from the module's own image.
     """
 
+    __slots__ = ("_over", "_touched", "image")
+
     def __init__(self, image: Image, touched: Iterable[int] = ()) -> None:
         self.image = image
         self._over: dict[int, bytes] = {}
