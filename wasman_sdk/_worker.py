@@ -11,6 +11,7 @@ import anyio
 
 from wasman_host.engine import Engine
 from wasman_host.residents import Residency
+from wasman_sdk import _collector
 from wasman_sdk._activity import definitions, fallback_definition
 from wasman_sdk._client import Client
 from wasman_sdk._retry import RetryPolicy
@@ -50,6 +51,7 @@ class Worker:
         max_guest_memory: int = 2 * 1024**3,
         max_sync_activities: int = 40,
         lease_seconds: float = 10.0,
+        tune_gc: bool = True,
     ) -> None:
         """Nothing is opened yet.
 
@@ -70,6 +72,9 @@ class Worker:
             max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             lease_seconds: After this time without a sign of life others take over.
+            tune_gc: Whether the first worker of a process has Python's garbage collector leave alone what exists by
+                then (`gc.freeze`) and let 10,000 young objects come together before it looks at them, not 700. What
+                the application has set higher, or switched off, stays.
 
         Raises:
             InvalidArgumentError: An activity or the fallback cannot be called.
@@ -81,6 +86,7 @@ class Worker:
         self._residency = Residency(max_guests, max_guest_memory)
         self._lease = lease_seconds
         self._threads = max_sync_activities
+        self._tune_gc = tune_gc
         self._functions, self._resources = tuple(activities), tuple(resources)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
@@ -118,6 +124,8 @@ class Worker:
             self.client.workers.append(engine)
             stack.callback(self.client.workers.remove, engine)
             self._stack = stack.pop_all()
+        if self._tune_gc:
+            _collector.tune()
         return self
 
     async def __aexit__(
