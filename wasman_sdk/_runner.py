@@ -29,9 +29,7 @@ from wasman_host.errors import (
     StreamError,
 )
 from wasman_host.guest.module import digest
-from wasman_host.store import SqliteStore, Store
-from wasman_host.store.directory import DirectoryBackend
-from wasman_host.store.objects import ObjectStore
+from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
 from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
@@ -530,10 +528,8 @@ _folders: WeakKeyDictionary[Store, Path] = WeakKeyDictionary()
 
 def _folder_beside(store: Store) -> Path:
     """Where uploads lie: as durable as the store."""
-    if isinstance(store, SqliteStore):
-        return Path(f"{store.path}-uploads")
-    if isinstance(store, ObjectStore) and isinstance(store.backend, DirectoryBackend):
-        return Path(f"{store.backend.path}-uploads")
+    if (path := path_of(store)) is not None:
+        return Path(f"{path}-uploads")
     folder = _folders.get(store)
     if folder is None:
         folder = _folders[store] = Path(tempfile.mkdtemp(prefix="wasman-uploads-"))

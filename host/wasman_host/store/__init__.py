@@ -1,13 +1,15 @@
-"""Where instances are kept: one protocol, and the stores that implement it."""
+"""Where instances are kept: one protocol, and the stores that implement it.
+
+A process uses one of the stores, so each is imported when its name is first asked for.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasman_host.errors import InvalidArgumentError
-from wasman_host.store.directory import DirectoryBackend
-from wasman_host.store.memory import MemoryStore
-from wasman_host.store.objects import ObjectStore
 from wasman_host.store.protocol import (
     CLOSED,
     OPEN,
@@ -28,10 +30,12 @@ from wasman_host.store.protocol import (
     Unread,
     Won,
 )
-from wasman_host.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from wasman_host.store.directory import DirectoryBackend
+    from wasman_host.store.memory import MemoryStore
+    from wasman_host.store.objects import ObjectStore
+    from wasman_host.store.sqlite import SqliteStore
 
 __all__ = [
     "CLOSED",
@@ -60,8 +64,18 @@ __all__ = [
     "path_of",
 ]
 
+_LATE = {"DirectoryBackend": "directory", "MemoryStore": "memory", "ObjectStore": "objects", "SqliteStore": "sqlite"}
+
 _SCHEMES = ("sqlite:///", "file://")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return found
 
 
 def open_store(url: str) -> Store:
@@ -77,6 +91,8 @@ def open_store(url: str) -> Store:
         InvalidArgumentError: It is none of these.
     """
     if url == "memory://":
+        from wasman_host.store.memory import MemoryStore  # noqa: PLC0415  see above
+
         return MemoryStore()
     scheme, path = next(((scheme, url[len(scheme) :]) for scheme in _SCHEMES if url.startswith(scheme)), ("", ""))
     if not scheme and url.startswith(("/", "./", "../")) and not url.endswith(_DATABASES):
@@ -87,11 +103,17 @@ def open_store(url: str) -> Store:
             "file:///absolute/folder or memory://"
         )
         raise InvalidArgumentError(message)
-    return SqliteStore(path) if scheme == "sqlite:///" else ObjectStore(DirectoryBackend(path))
+    if scheme == "sqlite:///":
+        from wasman_host.store.sqlite import SqliteStore  # noqa: PLC0415  see above
+
+        return SqliteStore(path)
+    from wasman_host.store.directory import DirectoryBackend  # noqa: PLC0415  see above
+    from wasman_host.store.objects import ObjectStore  # noqa: PLC0415  see above
+
+    return ObjectStore(DirectoryBackend(path))
 
 
 def path_of(store: object) -> Path | None:
     """Where a store lies on this machine: its file or its folder; None where it does not."""
-    if isinstance(store, ObjectStore) and isinstance(store.backend, DirectoryBackend):
-        return store.backend.path
-    return store.path if isinstance(store, SqliteStore) else None
+    path = getattr(getattr(store, "backend", store), "path", None)
+    return path if isinstance(path, Path) else None
