@@ -114,10 +114,16 @@ class Calls:
                 f"and may send {limits.request:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message, "request")
-        if machine.tail.stored > limits.stored:
+        self.check_room()
+
+    def check_room(self) -> None:
+        """Before an operation is logged. Raises `GuestLimitError` where the instance has stored what it may."""
+        machine = self._run.machine
+        allowed = machine.pinned.limits.stored
+        if machine.tail.stored > allowed:
             message = (
-                f"{self._run.key} has {machine.tail.stored:,} bytes stored and may have {limits.stored:,}; raise the "
-                f"limit and unblock, or terminate it"
+                f"{self._run.key} has {machine.tail.stored:,} bytes stored and may have {allowed:,}; raise the limit "
+                f"and unblock, or terminate it"
             )
             raise GuestLimitError(message, "stored")
 

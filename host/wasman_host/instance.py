@@ -66,6 +66,7 @@ __all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "op
 logger = logging.getLogger("wasman.instance")
 
 _POLITE = 64  # host calls that wait for nothing between two turns of the event loop
+_REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as fast as it can
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 _BESIDES = 16 * 1024 * 1024  # bytes that a snapshot may hold besides pages: globals, the host's state
@@ -174,6 +175,7 @@ class Instance:
         "_nonce",
         "_origin",
         "_reentrant",
+        "_refused",
         "_scope",
         "_store",
         "_stored",
@@ -215,6 +217,7 @@ class Instance:
         self._blocking: BlockedError | None = None
         self._leaving = False
         self._handing_back: int | None = None  # until when nothing happens
+        self._refused = 0
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
@@ -758,8 +761,10 @@ class Instance:
 
     def _refuse(self, kind: str, message: str) -> int:
         self.machine.last_failure = Failure(kind, message)
-        if not self.machine.replaying:
-            self.log.warning("the guest of %s: %s", self.key, message)
+        if not self.machine.replaying and self._refused < _REFUSED:
+            self._refused += 1
+            more = " (what is refused from here on is not logged)" if self._refused == _REFUSED else ""
+            self.log.warning("the guest of %s: %s%s", self.key, message, more)
         return abi_v0.FAILED
 
     async def _host_call(self, guest: Guest, call: abi_v0.Call) -> int:
@@ -800,6 +805,7 @@ class Instance:
         due = machine.time + sleep.duration
         number = machine.issue("timer", str(sleep.duration), "")
         if await self._calls.replayed(number) is None:
+            self._calls.check_room()
             while (left := due - self.now()) > 0:
                 self.waiting(until=due)
                 await anyio.sleep(left / 1e9)

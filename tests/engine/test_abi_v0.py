@@ -301,6 +301,16 @@ async def test_a_guest_that_is_refused_for_ever_keeps_neither_its_worker_nor_its
         await lab.blocked(GuestTimeoutError, "busy", reason="host calls that wait for nothing")
 
 
+async def test_a_guest_that_is_refused_for_ever_does_not_fill_the_log(
+    lab: MemoryLab, caplog: pytest.LogCaptureFixture
+) -> None:
+    await lab.start(wat.script(*(wat.call("wasman.nothing") for _ in range(100))))
+    assert len(await lab.complete()) == 100
+    said = [record.getMessage() for record in caplog.records if "wasman.nothing" in record.getMessage()]
+    assert len(said) == 10
+    assert said[-1].endswith("is none of the host's own names (what is refused from here on is not logged)")
+
+
 # Coming back
 
 

@@ -5,7 +5,6 @@ and a neighbour that is there all the time does all its steps.
 """
 
 import shlex
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests import wat
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers, source
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import GuestLimitError, GuestTimeoutError
+from wasman_host.guest.live import Guest
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.store import Status
@@ -119,6 +119,13 @@ CASES = {
         "bytes stored and may have 2,000",
         ["x" * 998, "x" * 998],
     ),
+    "stored, by sleeping": Case(
+        tuple(wat.sleep(1) for _ in range(30)),
+        {"stored": 2000},
+        "100000",
+        "bytes stored and may have 2,000",
+        [0] * 30,
+    ),
     "request": Case(
         (wat.call("note", LARGE),),
         {"request": 999},
@@ -165,7 +172,8 @@ async def test_at_a_limit_one_instance_is_blocked_and_the_command_it_names_takes
         await disk.start(neighbour, id="neighbour")
         await disk.start(module, limits=Limits(**case.below))
         found = await disk.blocked(case.error, reason=case.reason)
-        option = name.replace("_", "-")
+        limit = name.partition(",")[0]
+        option = limit.replace("_", "-")
         assert f"(wasman unblock w --{option} " in found.reason.splitlines()[0]
         assert ledger.requests == [b"1"], "what came before is done, and what comes after is not"
         assert await disk.result("neighbour") == list(range(40))
@@ -178,7 +186,7 @@ async def test_at_a_limit_one_instance_is_blocked_and_the_command_it_names_takes
     assert [request for request in ledger.requests if request != LARGE] == [b"1", b"2"], "nothing was done twice"
     assert len(set(large.keys)) == case.steps.count(CASES["response"].steps[0]) or name != "response"
     pinned = (await disk.record()).pinned.limits
-    assert pinned == Limits(**{**case.below, name: type(getattr(pinned, name))(case.enough)})
+    assert pinned == Limits(**{**case.below, limit: type(getattr(pinned, limit))(case.enough)})
 
 
 @pytest.mark.parametrize("what", ["input", "session"])
@@ -295,13 +303,14 @@ async def test_a_guest_that_computes_leaves_its_neighbour_its_turns(
 
     So the neighbour, which makes one step a turn, makes at least half as many steps as the spinning guest yields.
     """
-    yields = 0
+    yields, resume, guests = 0, Guest.resume, list[Guest]()
 
-    def counted(resume: Callable[[], Any]) -> Any:
+    def counted(guest: Guest) -> Any:
         nonlocal yields
-        yields += 1
-        return resume()
+        yields += guest in guests
+        return resume(guest)
 
+    monkeypatch.setattr(Guest, "resume", counted)
     spin = wat.script(wat.raw("(loop $ever (br $ever))"))
     ledger = Ledger()
     neighbour = wat.script(*(wat.call("note", b"%d" % n) for n in range(200)))
@@ -316,8 +325,7 @@ async def test_a_guest_that_computes_leaves_its_neighbour_its_turns(
             with anyio.fail_after(10):
                 while instance.guest is None:
                     await anyio.sleep(0.001)
-            guest = instance.guest
-            monkeypatch.setattr(guest, "resume", partial(counted, guest.resume))
+            guests.append(instance.guest)
         before = yields
         await lab.start(neighbour, id="neighbour")
         assert await lab.result("neighbour") == list(range(200))
