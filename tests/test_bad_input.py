@@ -73,6 +73,14 @@ async def blocked(handle: WorkflowHandle[Any]) -> str:
         (f'{MEMORY} (func (export "go"))', "lacks its entry 'run' or '_start'; it exports go"),
         (f"{MEMORY}", "lacks its entry 'run' or '_start'; it exports no function"),
         (f'{MEMORY} (func (export "run") (param f64))', "its entry 'run' is (f64) -> (); an entry takes and"),
+        (
+            f'{MEMORY} {RUN} (func (export "_initialize") (param i32))',
+            "its initialiser '_initialize' is (i32) -> (); it takes and returns nothing",
+        ),
+        (
+            f'{MEMORY} {RUN} (func (export "_start") (result f32) (f32.const 0))',
+            "its initialiser '_start' is () -> (f32); it takes and returns nothing",
+        ),
         (f'(import "env" "open" (func)) {MEMORY} {RUN}', "imports env.open, which wasman does not provide"),
         (f'(import "wasi_snapshot_preview1" "random_get" (func)) {MEMORY} {RUN}', "imports wasi_snapshot_preview1."),
         (f'(import "env" "m" (memory 1)) {RUN}', "imports its memory (env.m); build it so that it has, and ex"),

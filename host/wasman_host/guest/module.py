@@ -129,7 +129,8 @@ def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
     """The export that a run calls: `entry`, or for "" `run`, else `_start`.
 
     Raises:
-        InvalidModuleError: There is no such function, or it takes something else than integers.
+        InvalidModuleError: There is no such function, or it takes something else than integers; or an initialiser takes
+            or returns anything.
     """
     wanted = [entry] if entry else ["run", "_start"]
     found = next((export for export in wanted if export in binary.functions), None)
@@ -141,7 +142,19 @@ def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
     if not {*function.params, *function.results} <= {"i32", "i64"}:
         message = f"{name}: its entry {found!r} is {function}; an entry takes and returns integers only"
         raise InvalidModuleError(message)
+    for initialiser in _initialisers(binary, found):
+        function = binary.functions[initialiser]
+        if function.params or function.results:
+            message = f"{name}: its initialiser {initialiser!r} is {function}; it takes and returns nothing"
+            raise InvalidModuleError(message)
     return found
+
+
+def _initialisers(binary: ModuleBinary, entry: str) -> Sequence[str]:
+    """What its author exports to be called once before `entry`."""
+    if "_initialize" in binary.functions:
+        return ["_initialize"]
+    return ["_start"] if "_start" in binary.functions and entry != "_start" else []
 
 
 def _sentence(error: WasmtimeError) -> str:
@@ -185,12 +198,7 @@ class GuestModule:
 
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
-        first = [START_EXPORT] if self.binary.has_start else []
-        if "_initialize" in self.binary.functions:
-            return [*first, "_initialize"]
-        if "_start" in self.binary.functions and entry != "_start":
-            return [*first, "_start"]
-        return first
+        return [*([START_EXPORT] if self.binary.has_start else []), *_initialisers(self.binary, entry)]
 
 
 def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> GuestModule:
