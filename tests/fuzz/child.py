@@ -26,7 +26,7 @@ from tests.lab import sink, source
 from wasman_host import control
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
-from wasman_host.errors import InvalidArgumentError, InvalidModuleError
+from wasman_host.errors import InvalidArgumentError, InvalidModuleError, WorkflowClosedError
 from wasman_host.guest import module as modules
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
@@ -109,16 +109,16 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
                 world.engine.residents.look()  # evicts it, where that is the batch's way
             due = stored.columns.wake if live is None else live._until
             if due is not None and due > world.store.now() + LONG and not ended:
-                await control.terminate(world.store, key, "it sleeps for long")
+                await _terminate(world.store, key, "it sleeps for long")
                 ended = True
             machine = getattr(live, "machine", None)
             if machine is not None and machine.written > UPLOADED and not ended:
                 # Each chunk that it moves begins its turn's time anew, as long as the disk lasts.
-                await control.terminate(world.store, key, "it uploads for ever")
+                await _terminate(world.store, key, "it uploads for ever")
                 ended = True
             if stored.version > COMMITS and not ended:
                 # Each checkpoint is a commit, and progress for all that anybody can tell.
-                await control.terminate(world.store, key, "it checkpoints for ever")
+                await _terminate(world.store, key, "it checkpoints for ever")
                 ended = True
             await anyio.sleep(0.0005)
     found = await control.describe(world.store, key)
@@ -130,6 +130,11 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
             memory.problems.append(f"blocked by {found.record.error}: {found.reason}")
         return f"blocked by {found.record.error}"
     return found.status.value
+
+
+async def _terminate(store: Store, key: Key, reason: str) -> None:
+    with contextlib.suppress(WorkflowClosedError):  # it may have ended since it was looked at
+        await control.terminate(store, key, reason)
 
 
 def fitted(kinds: Sequence[str], integers: Sequence[int]) -> Sequence[int]:
