@@ -1,4 +1,4 @@
-"""What a worker does to Python's garbage collector, once a process."""
+"""What a worker does to Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ __all__ = ["tune"]
 # young objects the collector ran ten times in each group of 500 commits, and found nothing.
 _YOUNG = 10_000
 
-_tuned = False
-
 
 def tune() -> None:
-    """Leave alone what is there already, and look for cycles in what is new less often.
+    """Look for cycles in what is new less often.
 
-    Done once a process, so that a program that opens worker after worker freezes no garbage of theirs. A collector that
-    the application has switched off, or set to look less often still, stays as it is.
+    A collector that the application has switched off, or set to look less often still, stays as it is. Nothing is
+    frozen: `gc.get_referrers` does not see what is, and libraries count on it.
     """
-    global _tuned  # noqa: PLW0603  a process has one collector
     young, *others = gc.get_threshold()
-    if _tuned or not young or not gc.isenabled():
-        return
-    _tuned = True
-    gc.freeze()
-    if young < _YOUNG:
+    if gc.isenabled() and 0 < young < _YOUNG:
         gc.set_threshold(_YOUNG, *others)

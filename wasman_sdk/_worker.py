@@ -72,9 +72,9 @@ class Worker:
             max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             lease_seconds: After this time without a sign of life others take over.
-            tune_gc: Whether the first worker of a process has Python's garbage collector leave alone what exists by
-                then (`gc.freeze`) and let 10,000 young objects come together before it looks at them, not 700. What
-                the application has set higher, or switched off, stays.
+            tune_gc: Whether Python's garbage collector lets 10,000 young objects come together before it looks at
+                them, not 700, in this process and from now on. What the application has set higher, or switched off,
+                stays.
 
         Raises:
             InvalidArgumentError: An activity or the fallback cannot be called.
