@@ -28,12 +28,13 @@ from wasman_host.errors import (
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.limits import check_stack
 from wasman_host.guest.module import check, digest, entry_of
-from wasman_host.instance import columns_of, integers_fit, mail_address, open_record, open_tail
+from wasman_host.instance import integers_fit
 from wasman_host.machine import create
 from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Limits, Pinned, Record, StreamSpec, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Columns, Key, Lost, Message, Sent, Status, Stored, Unread, Won
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
