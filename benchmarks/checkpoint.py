@@ -16,7 +16,7 @@ from isal import isal_zlib
 
 from benchmarks.measure import Figure, median_and_spread
 from benchmarks.restore import csv_pages, filling
-from wasman_host import control
+from wasman_host import deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.payload import Payload
@@ -51,7 +51,7 @@ async def _run() -> tuple[list[float], list[float]]:
     text = csv_pages()
     store = _Noting()
     await store.open()
-    await control.deploy(store, "default", "filling", filling(text))
+    await deployments.deploy(store, "default", "filling", filling(text))
     done = anyio.Event()
 
     async def step(_: ActivityCall) -> bytes:
@@ -60,7 +60,7 @@ async def _run() -> tuple[list[float], list[float]]:
 
     engine = Engine(store, {"step": ActivityDefinition("step", step, Retry())})
     given = Payload.of(str(_CHECKPOINTS).encode())
-    await control.start(store, "default", _KEY.id, "filling", given, None, control.StartOptions())
+    await starting.start(store, "default", _KEY.id, "filling", given, None, starting.StartOptions())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(engine.run)
         await done.wait()

@@ -17,7 +17,7 @@ from isal import isal_zlib
 from wasmtime import wat2wasm
 
 from benchmarks.measure import Figure, median_and_spread
-from wasman_host import control
+from wasman_host import deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.guest.live import Parked, Yielded
@@ -110,8 +110,8 @@ async def _rounds() -> tuple[list[float], list[float], list[float]]:
     packed = isal_zlib.compress(text, 1, 31)
     store = MemoryStore()
     await store.open()
-    await control.deploy(store, "default", "filling", filling(text))
-    await control.start(store, "default", _KEY.id, "filling", Payload.of(b"1"), None, control.StartOptions())
+    await deployments.deploy(store, "default", "filling", filling(text))
+    await starting.start(store, "default", _KEY.id, "filling", Payload.of(b"1"), None, starting.StartOptions())
     first = Engine(store, {"step": ActivityDefinition("step", _forever, Retry())})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first.run)

@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 from attrs import define, evolve, field
 
-from wasman_host import control
+from wasman_host import control, deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.guest.module import GuestModule
@@ -165,7 +165,7 @@ class Lab:
 
     async def deploy(self, data: bytes, name: str = "") -> str:
         name = name or hashlib.sha256(data).hexdigest()[:12]
-        await control.deploy(self.store, "default", name, data)
+        await deployments.deploy(self.store, "default", name, data)
         return name
 
     async def start(
@@ -174,8 +174,8 @@ class Lab:
         name = await self.deploy(data)
         stated = None if session is None else Payload.of(session)
         payload = given if isinstance(given, Payload) else Payload.of(json.dumps(given).encode())
-        chosen = control.StartOptions(**options)
-        await control.start(self.store, "default", id, name, payload, stated, chosen)
+        chosen = starting.StartOptions(**options)
+        await starting.start(self.store, "default", id, name, payload, stated, chosen)
         return Key("default", id)
 
     async def look(self, id: str = "w") -> control.Description:

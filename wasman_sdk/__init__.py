@@ -5,8 +5,10 @@ from wasman_host.record import Limits
 from wasman_sdk import errors
 from wasman_sdk._activity import ActivityInfo, activity
 from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
-from wasman_sdk._client import Client, HistoryEvent, PendingActivity, WorkflowDescription, WorkflowHandle
+from wasman_sdk._client import Client
+from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
+from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source

@@ -4,295 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import anyio
 import anyio.to_thread
-from attrs import evolve, frozen
+from attrs import evolve
 from pydantic import TypeAdapter
 
-from wasman_host import control
-from wasman_host.errors import (
-    InvalidArgumentError,
-    RunEndedError,
-    WorkflowFailedError,
-    WorkflowNotFoundError,
-    WorkflowTerminatedError,
-    WorkflowTimedOutError,
-)
+from wasman_host import control, deployments, starting
+from wasman_host.errors import InvalidArgumentError, WorkflowNotFoundError
+from wasman_host.guest.module import digest
+from wasman_host.ids import validated_id
 from wasman_host.payload import JSON, Payload
-from wasman_host.record import Limits
 from wasman_host.store import open_store
-from wasman_host.store.protocol import CLOSED, Filter, Key, Status, Store
+from wasman_host.store.protocol import Filter, Status, Store
+from wasman_sdk._descriptions import WorkflowDescription, description_of
+from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._session import Session, bind
-from wasman_sdk._workflow import Workflow, read_result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
-    from wasman_host.oplog import Entry
-    from wasman_host.store.protocol import Stored
+    from wasman_sdk._workflow import Workflow
 
-__all__ = ["Client", "HistoryEvent", "PendingActivity", "WorkflowDescription", "WorkflowHandle"]
+__all__ = ["Client"]
 
 logger = logging.getLogger("wasman.client")
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_LOOK = 5.0  # seconds between two looks at an instance although no hint came
 _PAGE = 100
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
-_ENDS: Mapping[Status, type[RunEndedError]] = {
-    Status.FAILED: WorkflowFailedError,
-    Status.TERMINATED: WorkflowTerminatedError,
-    Status.TIMED_OUT: WorkflowTimedOutError,
-}
-
-
-@frozen
-class PendingActivity:
-    """A call that is waiting for its next attempt or for a worker.
-
-    Attributes:
-        name: The activity's name.
-        attempts: Attempts that have begun.
-        next_attempt: When the next one begins, or None while one is under way.
-        last_failure: How the last one failed, or "".
-    """
-
-    name: str
-    attempts: int
-    next_attempt: datetime | None
-    last_failure: str
-
-
-@frozen
-class WorkflowDescription:
-    """An instance as it stands.
-
-    Attributes:
-        id: The workflow id.
-        run_id: Its current run.
-        workflow: The workflow's name.
-        status: "running", "waiting", "blocked", "publishing", "completed", "failed", "terminated" or "timed_out".
-        reason: Why it is blocked, what it waits for, or why it failed; "" else.
-        module: sha256 of the module that the run is pinned to, in hex.
-        owner: The worker that holds it, or None.
-        created: When the run was started.
-        closed: When it ended, or None.
-        log_entries: Deliveries in its log.
-        snapshots: Deltas over its base image.
-        snapshot_bytes: Their stored size.
-        snapshot_entry: The first log entry that the newest of them does not hold, or None where there is none.
-        pending: Calls that wait.
-        undelivered: Mail that was accepted and came too late: (id, kind).
-        memo: What the starter noted.
-        limits: What its guest may use, or None where its record cannot be read.
-        backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
-    """
-
-    id: str
-    run_id: str
-    workflow: str
-    status: str
-    reason: str
-    module: str
-    owner: str | None
-    created: datetime
-    closed: datetime | None
-    log_entries: int
-    snapshots: int
-    snapshot_bytes: int
-    snapshot_entry: int | None
-    pending: tuple[PendingActivity, ...]
-    undelivered: tuple[tuple[str, str], ...]
-    memo: Mapping[str, Any]
-    limits: Limits | None
-    backtrace: str
-
-
-@frozen
-class HistoryEvent:
-    """One thing that was handed to a guest, from the run's log.
-
-    Attributes:
-        entry: The log entry; events of one entry were handed over together.
-        time: The guest's time from there on.
-        kind: "start" (the input), "session", "result" or "failed" (of an activity), "fired" (a timer), or what ended
-            the run from outside: "terminate", "timed_out".
-        operation: The number of the operation that it answers, or None.
-        name: The activity's name; for a timer how long it was, in nanoseconds; "" else.
-        size: Bytes handed over.
-        failure: How the activity failed, or why the run was ended; "" else.
-    """
-
-    entry: int
-    time: datetime
-    kind: str
-    operation: int | None
-    name: str
-    size: int
-    failure: str
-
-
-def _events(entries: Sequence[Entry]) -> list[HistoryEvent]:
-    names = [operation.name for entry in entries for operation in entry.issued]
-    return [
-        HistoryEvent(
-            entry=entry.n,
-            time=_time(entry.time),
-            kind=delivery.kind,
-            operation=None if delivery.operation < 0 else delivery.operation,
-            name=names[delivery.operation] if 0 <= delivery.operation < len(names) else "",
-            size=delivery.payload.size if delivery.payload else 0,
-            failure="" if delivery.failure is None else str(delivery.failure),
-        )
-        for entry in entries
-        for delivery in entry.deliveries
-    ]
-
-
-def _time(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds / 1e9, tz=UTC)
-
-
-def _description(found: control.Description) -> WorkflowDescription:
-    stored, record = found.stored, found.record
-    columns = stored.columns
-    reason = found.reason
-    if record is not None and record.failure is not None:
-        reason = str(record.failure)
-    pending = tuple(
-        PendingActivity(
-            operation.name,
-            operation.attempts,
-            None if operation.retry_at is None else _time(operation.retry_at),
-            "" if operation.failure is None else str(operation.failure),
-        )
-        for operation in (record.open if record else ())
-    )
-    snapshot = record.snapshot if record else None
-    return WorkflowDescription(
-        id=stored.key.id,
-        run_id=stored.run,
-        workflow=columns.workflow,
-        status=found.status.value,
-        reason=reason,
-        module=columns.module,
-        owner=columns.owner,
-        created=_time(columns.created),
-        closed=None if columns.closed is None else _time(columns.closed),
-        log_entries=found.entries,
-        snapshots=len(snapshot.deltas) if snapshot else 0,
-        snapshot_bytes=snapshot.size if snapshot else 0,
-        snapshot_entry=snapshot.entry if snapshot else None,
-        pending=pending,
-        undelivered=tuple(record.undelivered) if record else (),
-        memo=dict(record.pinned.memo) if record else {},
-        limits=record.pinned.limits if record else None,
-        backtrace=record.failure.backtrace if record and record.failure else "",
-    )
-
-
-class WorkflowHandle(Generic[Out]):
-    """One instance: its current run, or the run it was made for.
-
-    Attributes:
-        id: The workflow id.
-        run_id: The run, or None for whichever is the current one.
-    """
-
-    def __init__(
-        self, store: Store, tenant: str, id_: str, run_id: str | None, workflow: str, output: TypeAdapter[Out]
-    ) -> None:
-        """Made by the client."""
-        self.id = id_
-        self.run_id = run_id
-        self._store = store
-        self._key = Key(tenant, id_)
-        self._workflow = workflow
-        self._output = output
-
-    def __repr__(self) -> str:
-        return f"WorkflowHandle(id={self.id!r}, run_id={self.run_id!r})"
-
-    async def result(self) -> Out:
-        """Wait until the run has ended; what the guest gave.
-
-        A blocked run has not ended: it is waited for, and a warning says why it stands still.
-
-        Raises:
-            WorkflowFailedError: The guest failed the run.
-            WorkflowTerminatedError: A person ended it.
-            WorkflowTimedOutError: Its execution timeout ended it.
-            WorkflowNotFoundError: There is no such run.
-            CorruptSnapshotError: The result is damaged.
-        """
-        warned = -1
-        while True:
-            found = await self._load()
-            if found.columns.status in CLOSED:
-                return await self._ended(found)
-            if found.columns.status is Status.BLOCKED and found.version != warned:
-                warned = found.version
-                logger.warning("%s is blocked: %s", self.id, control.describe_stored(found).reason)
-            await self._store.watch(self._key, _LOOK)
-
-    async def _load(self) -> Stored:
-        return await control.load(self._store, self._key, self.run_id)
-
-    async def _ended(self, stored: Stored) -> Out:
-        found = control.describe_stored(stored)
-        record = found.record
-        if record is None:
-            raise control.unreadable(stored)
-        if record.status is Status.COMPLETED:
-            assert record.result is not None, "a completed run has a result"
-            payload = await control.load_payload(self._store, stored, record.result)
-            return cast("Out", read_result(self._output, payload, self._workflow or record.pinned.workflow))
-        kind = _ENDS.get(record.status, RunEndedError)
-        words = record.status.value.replace("_", " ")
-        message = f"run {record.run} of {self.id!r} {'was ' if kind is WorkflowTerminatedError else ''}{words}"
-        why = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
-        raise kind(f"{message}: {why}", record.failure)
-
-    async def describe(self) -> WorkflowDescription:
-        """How it stands. Raises `WorkflowNotFoundError`."""
-        return _description(await control.describe(self._store, self._key, self.run_id))
-
-    async def history(self) -> list[HistoryEvent]:
-        """The run's log so far, checked; sizes and names only, no payloads.
-
-        Raises:
-            WorkflowNotFoundError: There is no such run.
-            CorruptSnapshotError: The record or the log is damaged.
-            UnsupportedStateError: A newer wasman wrote it.
-        """
-        return _events(await control.history(self._store, await self._load()))
-
-    async def terminate(self, reason: str = "terminated by request") -> None:
-        """End the run without asking the guest; durable when this returns, done by whichever worker holds or claims it.
-
-        Raises:
-            WorkflowNotFoundError: There is no such run.
-            WorkflowClosedError: It has ended already.
-        """
-        await control.terminate(self._store, self._key, reason, self.run_id)
-
-    async def unblock(self, *, limits: Limits | None = None) -> None:
-        """Let a blocked run go on from where it stands, perhaps with other limits.
-
-        Raises:
-            WorkflowNotFoundError: There is no such run.
-            WorkflowClosedError: It has ended.
-            InvalidArgumentError: It is not blocked.
-            CorruptSnapshotError: Its record still cannot be read.
-        """
-        await control.unblock(self._store, self._key, self.run_id, limits)
 
 
 class Client:
@@ -310,7 +54,7 @@ class Client:
         self.store = store
         self.tenant = tenant
         self.is_open = False
-        self.workers: list[control.Adopter] = []
+        self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
@@ -373,20 +117,22 @@ class Client:
             message = f"workflow {workflow.name!r} has no module to deploy; give it one by module="
             raise InvalidArgumentError(message)
         return (
-            await control.deploy(self.store, self.tenant, workflow.name, data, workflow.entry, resume=workflow.resume)
+            await deployments.deploy(
+                self.store, self.tenant, workflow.name, data, workflow.entry, resume=workflow.resume
+            )
         ).module
 
     async def deploy_absent(self, workflow: Workflow[Any, Any]) -> None:
         """Deploy the workflow's module where its name points at nothing yet; another module under the name stays."""
-        present = await control.deployed(self.store, self.tenant, workflow.name)
+        present = await deployments.deployed(self.store, self.tenant, workflow.name)
         data = await anyio.to_thread.run_sync(workflow.module)
         if data is None:
             return
         if present is None:
-            present = await control.deploy(
+            present = await deployments.deploy(
                 self.store, self.tenant, workflow.name, data, workflow.entry, resume=workflow.resume, move=False
             )
-        if present.module != control.digest(data):
+        if present.module != digest(data):
             logger.warning(
                 "workflow %r is deployed with another module (%s) than the one at hand; new runs use that one until "
                 "`deploy` moves the name",
@@ -464,15 +210,15 @@ class Client:
             WorkflowNotFoundError: Nothing is deployed under the name.
             InvalidModuleError: The workflow's module cannot be run.
         """
-        control.validated_id(id)
+        validated_id(id)
         if isinstance(workflow, str):
             name, output = workflow, _ANY if result_type is Any else TypeAdapter(result_type)
             payload = Payload.of(_ANY.dump_json(given), JSON)
-            options = control.StartOptions()
+            options = starting.StartOptions()
         else:
             name, output = workflow.name, workflow.output
             payload = workflow.payload(given)
-            options = control.StartOptions(resume=workflow.resume, limits=workflow.limits)
+            options = starting.StartOptions(resume=workflow.resume, limits=workflow.limits)
         options = evolve(options, memo=memo or {}, attributes=search_attributes or {}, queue=queue)
         stored_session = None
         if session is not None:
@@ -489,9 +235,9 @@ class Client:
         return WorkflowHandle(self.store, self.tenant, id, run, name, output)
 
     async def _start(
-        self, id_: str, name: str, given: Payload, session: Payload | None, options: control.StartOptions
+        self, id_: str, name: str, given: Payload, session: Payload | None, options: starting.StartOptions
     ) -> str:
-        return await control.start(self.store, self.tenant, id_, name, given, session, options, self.workers)
+        return await starting.start(self.store, self.tenant, id_, name, given, session, options, self.workers)
 
     @overload
     async def execute_workflow(
@@ -547,7 +293,7 @@ class Client:
         """
         output: TypeAdapter[Any] = workflow.output if workflow else _ANY
         name = workflow.name if workflow else ""
-        return WorkflowHandle(self.store, self.tenant, control.validated_id(id), run_id, name, output)
+        return WorkflowHandle(self.store, self.tenant, validated_id(id), run_id, name, output)
 
     async def list(
         self,
@@ -580,7 +326,7 @@ class Client:
         while True:
             page = await self.store.list(where, _PAGE, cursor)
             for stored in page.rows:
-                yield _description(control.describe_stored(stored))
+                yield description_of(control.describe_stored(stored))
             if page.cursor is None:
                 return
             cursor = page.cursor

@@ -13,10 +13,10 @@ import anyio.from_thread
 import anyio.to_thread
 
 from wasman_host import direct
-from wasman_host.control import digest, validated_id
 from wasman_host.engine import Engine as HostEngine
 from wasman_host.errors import InvalidArgumentError, WorkflowFailedError
-from wasman_host.guest.module import check
+from wasman_host.guest.module import check, digest
+from wasman_host.ids import validated_id
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.residents import Residency

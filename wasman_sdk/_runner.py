@@ -29,6 +29,7 @@ from wasman_host.errors import (
     StreamError,
 )
 from wasman_host.guest.module import digest
+from wasman_host.ids import validated_id
 from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition
     from wasman_host.instance import Instance
     from wasman_host.record import Limits, StreamSpec
-    from wasman_sdk._client import WorkflowHandle
+    from wasman_sdk._handle import WorkflowHandle
     from wasman_sdk._retry import RetryPolicy
 
 __all__ = ["Runner", "RunnerOptions", "SyncRunner", "SyncTestRunner", "TestRunner"]
@@ -216,7 +217,7 @@ class Runner:
             SimulatedCrashError: A `TestRunner` has crashed as it was told to.
             StoreUnavailableError: The store does not answer.
         """
-        id_ = control.validated_id(session_id or self._id)
+        id_ = validated_id(session_id or self._id)
         if self._tasks is None:
             if self._keep_alive:
                 message = "keep_alive keeps the worker inside of `async with runner:`, and this run is outside"

@@ -18,7 +18,6 @@ from attrs import evolve
 from pydantic_core import to_json
 from typing_extensions import override
 
-from wasman_host.control import check_size, created, creation
 from wasman_host.errors import (
     ConcurrentExecutionError,
     Failure,
@@ -38,6 +37,7 @@ from wasman_host.payload import Payload
 from wasman_host.record import Pinned
 from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta
+from wasman_host.starting import check_size, created, creation
 from wasman_host.store.protocol import CLOSED, Claim, Won
 from wasman_host.stored import columns_of, open_record, open_tail
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests import wat
 from tests.lab import DirectoryLab, Lab, Ledger, MemoryLab, SqliteLab, answers, sink, source
-from wasman_host import control
+from wasman_host import starting
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import CorruptSnapshotError, GuestTimeoutError, WorkflowAlreadyExistsError
 from wasman_host.payload import Payload
@@ -271,11 +271,11 @@ async def test_r08_a_run_keeps_the_module_it_was_started_with(lab: MemoryLab) ->
     old, new = (wat.script(wat.call("note", number), wat.call("gate", number)) for number in (b"1", b"2"))
     await lab.deploy(old, "flow")
     name = Payload.of(b"null")
-    await control.start(lab.store, "default", "w", "flow", name, None, control.StartOptions())
+    await starting.start(lab.store, "default", "w", "flow", name, None, starting.StartOptions())
     ledger, gate = Ledger(), anyio.Event()
     await lab.dies(ledger.activity(), answers("gate", lambda _: _stop(gate)), when=gate)
     await lab.deploy(new, "flow")
-    await control.start(lab.store, "default", "newer", "flow", name, None, control.StartOptions())
+    await starting.start(lab.store, "default", "newer", "flow", name, None, starting.StartOptions())
     async with lab.worker(ledger.activity(), ledger.activity("gate")):
         assert await lab.result() == [1, 1]
         assert await lab.result("newer") == [2, 2]

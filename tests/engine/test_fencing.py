@@ -7,9 +7,10 @@ import pytest
 
 from tests import wat
 from tests.lab import DirectoryLab, Lab, Ledger, MemoryLab, SqliteLab, answers
-from wasman_host import control
+from wasman_host import starting
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import InvalidArgumentError, StoreUnavailableError, WasmVersionMismatchError
+from wasman_host.guest.module import digest
 from wasman_host.payload import Payload
 from wasman_host.store import Key, Status, Store
 
@@ -122,16 +123,16 @@ async def test_an_unblock_that_loses_says_so(lab: MemoryLab) -> None:
 async def test_another_module_for_a_run_is_a_mismatch(lab: MemoryLab) -> None:
     old, new = (wat.script(wat.value(f"(i32.const {n})")) for n in (1, 2))
     await lab.deploy(old, "flow")
-    options = control.StartOptions(module=control.digest(new))
+    options = starting.StartOptions(module=digest(new))
     with pytest.raises(WasmVersionMismatchError) as raised:
-        await control.start(lab.store, "default", "w", "flow", Payload.of(b"null"), None, options)
+        await starting.start(lab.store, "default", "w", "flow", Payload.of(b"null"), None, options)
     assert str(raised.value) == (
-        f"workflow 'flow' points at module {control.digest(old)[:12]}, and the start of 'w' expects "
-        f"{control.digest(new)[:12]}; deploy the new module, or start with the old one"
+        f"workflow 'flow' points at module {digest(old)[:12]}, and the start of 'w' expects "
+        f"{digest(new)[:12]}; deploy the new module, or start with the old one"
     )
     assert await lab.store.load(Key("default", "w")) is None
     await lab.deploy(new, "flow")
-    await control.start(lab.store, "default", "w", "flow", Payload.of(b"null"), None, options)
+    await starting.start(lab.store, "default", "w", "flow", Payload.of(b"null"), None, options)
     assert await lab.complete() == [2]
 
 
@@ -141,8 +142,8 @@ async def test_any_number_of_names_lives_in_one_file(disk: SqliteLab) -> None:
         await disk.deploy(module, name)
     await disk.deploy(modules["flow0"], "flow1")  # and any of them moves
     for n, expected in enumerate([0, 0, 2]):
-        await control.start(
-            disk.store, "default", f"w{n}", f"flow{n}", Payload.of(b"null"), None, control.StartOptions()
+        await starting.start(
+            disk.store, "default", f"w{n}", f"flow{n}", Payload.of(b"null"), None, starting.StartOptions()
         )
         assert await disk.complete(id=f"w{n}") == [expected]
 

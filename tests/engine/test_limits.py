@@ -23,7 +23,7 @@ from wasman_host.guest.live import Guest
 from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.store import Status
-from wasman_sdk.cli import _wasman
+from wasman_sdk.cli import wasman
 
 LARGE = b'"' + b"x" * 998 + b'"'
 FILL = (
@@ -149,7 +149,7 @@ async def _command(reason: str, enough: str, path: Path) -> str:
     *words, unit = shlex.split(rest.partition(")")[0])
     assert unit in {"BYTES", "COUNT", "SECONDS"}
     arguments = [*words, enough, "--store", f"sqlite:///{path}"]
-    outcome = await anyio.to_thread.run_sync(partial(CliRunner().invoke, _wasman, arguments))
+    outcome = await anyio.to_thread.run_sync(partial(CliRunner().invoke, wasman, arguments))
     assert outcome.exit_code == 0, outcome.output
     return outcome.output
 

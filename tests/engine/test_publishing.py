@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests import wat
 from tests.lab import Ledger, MemoryLab, SqliteLab, sink, source
-from wasman_host import control
+from wasman_host import deployments, starting
 from wasman_host.payload import Payload
 from wasman_host.store import Change, Key, Status, Step
 
@@ -29,8 +29,8 @@ async def test_a_run_that_is_publishing_is_completed_although_it_is_terminated(d
 
 async def test_a_name_says_how_its_untyped_starts_come_back(lab: MemoryLab) -> None:
     data = wat.script(wat.call("note", b"1"))
-    await control.deploy(lab.store, "default", "named", data, resume="checkpoint")
-    await control.start(lab.store, "default", "w", "named", Payload.of_value(None), None, control.StartOptions())
+    await deployments.deploy(lab.store, "default", "named", data, resume="checkpoint")
+    await starting.start(lab.store, "default", "w", "named", Payload.of_value(None), None, starting.StartOptions())
     assert (await lab.record()).pinned.resume == "checkpoint"
     assert await lab.complete(Ledger().activity()) == [1]
     assert (await lab.look()).stored.key == Key("default", "w")

@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 from tests import wat
 from tests.faults.faulty import Fault, Faulty
 from tests.lab import COMPILED, Lab, answers, sink, source
-from wasman_host import control
+from wasman_host import control, deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.errors import ApplicationError, StoreUnavailableError, WorkflowAlreadyExistsError
@@ -255,7 +255,7 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     if not source_.exists():
         source_.write_bytes(SOURCE)
     world, pages = World(pause=0.004 if shape.evicted else 0.0), _Pages()
-    options = control.StartOptions(sources=source(source_), sinks=sink(out))
+    options = starting.StartOptions(sources=source(source_), sinks=sink(out))
     stores: list[Faulty] = []
     for fault in (*faults, None):
         faulty = Faulty(await lab.handle(), fault)
@@ -276,7 +276,7 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     return Lived(outcome, world, stores)
 
 
-async def _works(faulty: Faulty, shape: Shape, world: World, pages: _Pages, options: control.StartOptions) -> bool:
+async def _works(faulty: Faulty, shape: Shape, world: World, pages: _Pages, options: starting.StartOptions) -> bool:
     """One worker, until the run has ended and it has left in order; False where it has died before."""
     residency = Residency(memory=0) if shape.evicted else Residency()
     pages.engine = engine = Engine(faulty.as_store, {one.name: one for one in world.activities}, residency=residency)
@@ -302,15 +302,15 @@ async def _works(faulty: Faulty, shape: Shape, world: World, pages: _Pages, opti
 
 
 async def _begin(
-    store: Store, shape: Shape, options: control.StartOptions, workers: Sequence[control.Adopter] = ()
+    store: Store, shape: Shape, options: starting.StartOptions, workers: Sequence[starting.Adopter] = ()
 ) -> None:
     """As an application does it that knows no more than that its first attempt may have failed."""
     while True:
         try:
-            await control.deploy(store, "default", "flow", shape.module)
+            await deployments.deploy(store, "default", "flow", shape.module)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(control, "secrets", _Secrets)
-                await control.start(store, "default", KEY.id, "flow", Payload.of(b"{}"), None, options, workers)
+                patch.setattr(starting, "secrets", _Secrets)
+                await starting.start(store, "default", KEY.id, "flow", Payload.of(b"{}"), None, options, workers)
         except StoreUnavailableError:
             continue
         except WorkflowAlreadyExistsError:

@@ -25,7 +25,7 @@ from attrs import define, field, frozen
 from tests import wat
 from tests.faults.soak_worker import LARGE
 from tests.lab import sink, source
-from wasman_host import control
+from wasman_host import control, deployments, starting
 from wasman_host.payload import Payload
 from wasman_host.store import CLOSED, Key, SqliteStore, Status
 
@@ -158,7 +158,7 @@ class _Soak:
         (self.folder / "in").write_bytes(SOURCE)
         await self.store.open()
         for place, plan in enumerate(self._flows):
-            await control.deploy(self.store, "default", f"flow-{place}", plan.module)
+            await deployments.deploy(self.store, "default", f"flow-{place}", plan.module)
 
     async def open(self) -> int:
         """How many workflows are under way."""
@@ -173,8 +173,8 @@ class _Soak:
         """Start as many as should be under way."""
         while await self.open() < OPEN:
             name, place = f"w-{len(self.plans)}", self._draw.randrange(len(self._flows))
-            options = control.StartOptions(sources=source(self.folder / "in"), sinks=sink(self.folder / f"out-{name}"))
-            await control.start(self.store, "default", name, f"flow-{place}", Payload.of(b"null"), None, options)
+            options = starting.StartOptions(sources=source(self.folder / "in"), sinks=sink(self.folder / f"out-{name}"))
+            await starting.start(self.store, "default", name, f"flow-{place}", Payload.of(b"null"), None, options)
             self.plans[name] = self._flows[place]
             self._open.add(name)
 

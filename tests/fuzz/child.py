@@ -23,7 +23,7 @@ from attrs import define
 from tests.fuzz import memory
 from tests.fuzz.cases import case
 from tests.lab import sink, source
-from wasman_host import control
+from wasman_host import control, deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.errors import InvalidArgumentError, InvalidModuleError, WorkflowClosedError
@@ -84,16 +84,16 @@ async def world(number: int) -> AsyncIterator[World]:
 async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
     """Run one case; how it ended."""
     given, key, name = case(kind, seed, folder), Key("default", f"case-{seed}"), f"module-{seed}"
-    options = control.StartOptions(
+    options = starting.StartOptions(
         resume=given.resume,
         limits=LIMITS,
         sources=source(world.folder / "in") if given.streams else {},
         sinks=sink(world.folder / f"out-{seed}") if given.streams else {},
     )
     try:
-        params = (await control.deploy(world.store, "default", name, given.module)).params
+        params = (await deployments.deploy(world.store, "default", name, given.module)).params
         payload = Payload.of(json.dumps(fitted(params, given.integers)).encode() if params else given.given)
-        await control.start(world.store, "default", key.id, name, payload, None, options, workers=[world.engine])
+        await starting.start(world.store, "default", key.id, name, payload, None, options, workers=[world.engine])
     except InvalidModuleError:
         return "refused"
     except InvalidArgumentError:

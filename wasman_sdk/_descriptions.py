@@ -1,0 +1,164 @@
+"""What a client shows of an instance: how it stands, and what was handed to its guest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from wasman_host.record import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wasman_host.control import Description
+    from wasman_host.oplog import Entry
+
+__all__ = ["HistoryEvent", "PendingActivity", "WorkflowDescription", "description_of", "events_of"]
+
+
+@frozen
+class PendingActivity:
+    """A call that is waiting for its next attempt or for a worker.
+
+    Attributes:
+        name: The activity's name.
+        attempts: Attempts that have begun.
+        next_attempt: When the next one begins, or None while one is under way.
+        last_failure: How the last one failed, or "".
+    """
+
+    name: str
+    attempts: int
+    next_attempt: datetime | None
+    last_failure: str
+
+
+@frozen
+class WorkflowDescription:
+    """An instance as it stands.
+
+    Attributes:
+        id: The workflow id.
+        run_id: Its current run.
+        workflow: The workflow's name.
+        status: "running", "waiting", "blocked", "publishing", "completed", "failed", "terminated" or "timed_out".
+        reason: Why it is blocked, what it waits for, or why it failed; "" else.
+        module: sha256 of the module that the run is pinned to, in hex.
+        owner: The worker that holds it, or None.
+        created: When the run was started.
+        closed: When it ended, or None.
+        log_entries: Deliveries in its log.
+        snapshots: Deltas over its base image.
+        snapshot_bytes: Their stored size.
+        snapshot_entry: The first log entry that the newest of them does not hold, or None where there is none.
+        pending: Calls that wait.
+        undelivered: Mail that was accepted and came too late: (id, kind).
+        memo: What the starter noted.
+        limits: What its guest may use, or None where its record cannot be read.
+        backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
+    """
+
+    id: str
+    run_id: str
+    workflow: str
+    status: str
+    reason: str
+    module: str
+    owner: str | None
+    created: datetime
+    closed: datetime | None
+    log_entries: int
+    snapshots: int
+    snapshot_bytes: int
+    snapshot_entry: int | None
+    pending: tuple[PendingActivity, ...]
+    undelivered: tuple[tuple[str, str], ...]
+    memo: Mapping[str, Any]
+    limits: Limits | None
+    backtrace: str
+
+
+@frozen
+class HistoryEvent:
+    """One thing that was handed to a guest, from the run's log.
+
+    Attributes:
+        entry: The log entry; events of one entry were handed over together.
+        time: The guest's time from there on.
+        kind: "start" (the input), "session", "result" or "failed" (of an activity), "fired" (a timer), or what ended
+            the run from outside: "terminate", "timed_out".
+        operation: The number of the operation that it answers, or None.
+        name: The activity's name; for a timer how long it was, in nanoseconds; "" else.
+        size: Bytes handed over.
+        failure: How the activity failed, or why the run was ended; "" else.
+    """
+
+    entry: int
+    time: datetime
+    kind: str
+    operation: int | None
+    name: str
+    size: int
+    failure: str
+
+
+def events_of(entries: Sequence[Entry]) -> list[HistoryEvent]:
+    names = [operation.name for entry in entries for operation in entry.issued]
+    return [
+        HistoryEvent(
+            entry=entry.n,
+            time=_time(entry.time),
+            kind=delivery.kind,
+            operation=None if delivery.operation < 0 else delivery.operation,
+            name=names[delivery.operation] if 0 <= delivery.operation < len(names) else "",
+            size=delivery.payload.size if delivery.payload else 0,
+            failure="" if delivery.failure is None else str(delivery.failure),
+        )
+        for entry in entries
+        for delivery in entry.deliveries
+    ]
+
+
+def _time(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds / 1e9, tz=UTC)
+
+
+def description_of(found: Description) -> WorkflowDescription:
+    stored, record = found.stored, found.record
+    columns = stored.columns
+    reason = found.reason
+    if record is not None and record.failure is not None:
+        reason = str(record.failure)
+    pending = tuple(
+        PendingActivity(
+            operation.name,
+            operation.attempts,
+            None if operation.retry_at is None else _time(operation.retry_at),
+            "" if operation.failure is None else str(operation.failure),
+        )
+        for operation in (record.open if record else ())
+    )
+    snapshot = record.snapshot if record else None
+    return WorkflowDescription(
+        id=stored.key.id,
+        run_id=stored.run,
+        workflow=columns.workflow,
+        status=found.status.value,
+        reason=reason,
+        module=columns.module,
+        owner=columns.owner,
+        created=_time(columns.created),
+        closed=None if columns.closed is None else _time(columns.closed),
+        log_entries=found.entries,
+        snapshots=len(snapshot.deltas) if snapshot else 0,
+        snapshot_bytes=snapshot.size if snapshot else 0,
+        snapshot_entry=snapshot.entry if snapshot else None,
+        pending=pending,
+        undelivered=tuple(record.undelivered) if record else (),
+        memo=dict(record.pinned.memo) if record else {},
+        limits=record.pinned.limits if record else None,
+        backtrace=record.failure.backtrace if record and record.failure else "",
+    )

@@ -1,0 +1,130 @@
+"""Handles: one instance, to wait for it, look at it and steer it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from wasman_host import control
+from wasman_host.errors import RunEndedError, WorkflowFailedError, WorkflowTerminatedError, WorkflowTimedOutError
+from wasman_host.store.protocol import CLOSED, Key, Status
+from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription, description_of, events_of
+from wasman_sdk._workflow import read_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import TypeAdapter
+
+    from wasman_host.record import Limits
+    from wasman_host.store.protocol import Store, Stored
+
+__all__ = ["WorkflowHandle"]
+
+logger = logging.getLogger("wasman.client")
+
+Out = TypeVar("Out")
+
+_LOOK = 5.0  # seconds between two looks at an instance although no hint came
+_ENDS: Mapping[Status, type[RunEndedError]] = {
+    Status.FAILED: WorkflowFailedError,
+    Status.TERMINATED: WorkflowTerminatedError,
+    Status.TIMED_OUT: WorkflowTimedOutError,
+}
+
+
+class WorkflowHandle(Generic[Out]):
+    """One instance: its current run, or the run it was made for.
+
+    Attributes:
+        id: The workflow id.
+        run_id: The run, or None for whichever is the current one.
+    """
+
+    def __init__(
+        self, store: Store, tenant: str, id_: str, run_id: str | None, workflow: str, output: TypeAdapter[Out]
+    ) -> None:
+        """Made by the client."""
+        self.id = id_
+        self.run_id = run_id
+        self._store = store
+        self._key = Key(tenant, id_)
+        self._workflow = workflow
+        self._output = output
+
+    def __repr__(self) -> str:
+        return f"WorkflowHandle(id={self.id!r}, run_id={self.run_id!r})"
+
+    async def result(self) -> Out:
+        """Wait until the run has ended; what the guest gave.
+
+        A blocked run has not ended: it is waited for, and a warning says why it stands still.
+
+        Raises:
+            WorkflowFailedError: The guest failed the run.
+            WorkflowTerminatedError: A person ended it.
+            WorkflowTimedOutError: Its execution timeout ended it.
+            WorkflowNotFoundError: There is no such run.
+            CorruptSnapshotError: The result is damaged.
+        """
+        warned = -1
+        while True:
+            found = await self._load()
+            if found.columns.status in CLOSED:
+                return await self._ended(found)
+            if found.columns.status is Status.BLOCKED and found.version != warned:
+                warned = found.version
+                logger.warning("%s is blocked: %s", self.id, control.describe_stored(found).reason)
+            await self._store.watch(self._key, _LOOK)
+
+    async def _load(self) -> Stored:
+        return await control.load(self._store, self._key, self.run_id)
+
+    async def _ended(self, stored: Stored) -> Out:
+        found = control.describe_stored(stored)
+        record = found.record
+        if record is None:
+            raise control.unreadable(stored)
+        if record.status is Status.COMPLETED:
+            assert record.result is not None, "a completed run has a result"
+            payload = await control.load_payload(self._store, stored, record.result)
+            return cast("Out", read_result(self._output, payload, self._workflow or record.pinned.workflow))
+        kind = _ENDS.get(record.status, RunEndedError)
+        words = record.status.value.replace("_", " ")
+        message = f"run {record.run} of {self.id!r} {'was ' if kind is WorkflowTerminatedError else ''}{words}"
+        why = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
+        raise kind(f"{message}: {why}", record.failure)
+
+    async def describe(self) -> WorkflowDescription:
+        """How it stands. Raises `WorkflowNotFoundError`."""
+        return description_of(await control.describe(self._store, self._key, self.run_id))
+
+    async def history(self) -> list[HistoryEvent]:
+        """The run's log so far, checked; sizes and names only, no payloads.
+
+        Raises:
+            WorkflowNotFoundError: There is no such run.
+            CorruptSnapshotError: The record or the log is damaged.
+            UnsupportedStateError: A newer wasman wrote it.
+        """
+        return events_of(await control.history(self._store, await self._load()))
+
+    async def terminate(self, reason: str = "terminated by request") -> None:
+        """End the run without asking the guest; durable when this returns, done by whichever worker holds or claims it.
+
+        Raises:
+            WorkflowNotFoundError: There is no such run.
+            WorkflowClosedError: It has ended already.
+        """
+        await control.terminate(self._store, self._key, reason, self.run_id)
+
+    async def unblock(self, *, limits: Limits | None = None) -> None:
+        """Let a blocked run go on from where it stands, perhaps with other limits.
+
+        Raises:
+            WorkflowNotFoundError: There is no such run.
+            WorkflowClosedError: It has ended.
+            InvalidArgumentError: It is not blocked.
+            CorruptSnapshotError: Its record still cannot be read.
+        """
+        await control.unblock(self._store, self._key, self.run_id, limits)

@@ -1,0 +1,169 @@
+"""`wasman list` and `wasman show`: how instances stand, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+from attrs import asdict
+
+from wasman_host.store.protocol import Status
+from wasman_sdk import BlockedError
+from wasman_sdk.cli.errors import IMPOSSIBLE, Refused
+from wasman_sdk.cli.options import existing, json_option, over, store_option, tenant_option
+from wasman_sdk.cli.output import moment, one_line, plain, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wasman_sdk import Client, HistoryEvent, WorkflowDescription
+
+__all__ = ["list_", "show"]
+
+_SHOWN = 20  # log entries that `show` prints if not told otherwise
+
+
+@click.command(name="list")
+@click.option(
+    "--status", multiple=True, type=click.Choice([one.value for one in Status]), help="Repeat it for several."
+)
+@click.option("--workflow", help="The workflow's name.")
+@click.option("--prefix", help="How the id begins.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
+@json_option
+@store_option
+@tenant_option
+def list_(
+    status: Sequence[str],
+    workflow: str | None,
+    prefix: str | None,
+    limit: int,
+    store: str | None,
+    tenant: str,
+    *,
+    as_json: bool,
+) -> None:
+    """List instances, newest first."""
+
+    async def found(client: Client) -> list[WorkflowDescription]:
+        rows = []
+        wanted = frozenset(status) or None
+        async for description in client.list(status=wanted, workflow=workflow, id_prefix=prefix):
+            rows.append(description)
+            if len(rows) > limit:
+                break
+        return rows
+
+    rows = over(existing(store, tenant), found)
+    if as_json:
+        print_json([asdict(row) for row in rows[:limit]])
+    else:
+        print_table(
+            ("ID", "WORKFLOW", "STATUS", "STARTED", "ENDED", "LOG", "REASON"),
+            [
+                (
+                    row.id,
+                    row.workflow,
+                    row.status,
+                    moment(row.created),
+                    moment(row.closed),
+                    f"{row.log_entries}",
+                    one_line(row.reason),
+                )
+                for row in rows[:limit]
+            ],
+        )
+    if len(rows) > limit:
+        click.echo(f"wasman: there are more than these {limit}; --limit shows more", err=True)
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--all", "whole_log", is_flag=True, help=f"The whole log, not only its last {_SHOWN} entries.")
+@json_option
+@store_option
+@tenant_option
+def show(id_: str, store: str | None, tenant: str, *, whole_log: bool, as_json: bool) -> None:
+    """Show an instance: how it stands, why, what it waits for, and its log. Payloads and sessions are not shown."""
+
+    async def found(client: Client) -> tuple[WorkflowDescription, list[HistoryEvent], BlockedError | None]:
+        handle = client.get_handle(id_)
+        description = await handle.describe()
+        try:
+            return description, await handle.history(), None
+        except BlockedError as error:
+            return description, [], error
+
+    description, events, damage = over(existing(store, tenant), found)
+    if as_json:
+        log = None if damage else [asdict(event) for event in events]
+        print_json({**asdict(description), "log": log})
+    else:
+        _print_description(description)
+        first = 0 if whole_log else max(0, description.log_entries - _SHOWN)
+        _print_log([event for event in events if event.entry >= first])
+        if first and events:
+            click.echo(f"\n{first} earlier entries are not shown; --all shows them")
+    if damage:
+        raise Refused(f"the log cannot be read: {damage}", IMPOSSIBLE)
+
+
+def _print_description(description: WorkflowDescription) -> None:
+    snapshots = limits = ""
+    if description.snapshots:
+        snapshots = (
+            f"{description.snapshots} over the base image, {description.snapshot_bytes:,} bytes, "
+            f"the newest before log entry {description.snapshot_entry}"
+        )
+    if (given := description.limits) is not None:
+        limits = (
+            f"memory {given.memory:,} bytes, tables {given.table_elements:,} elements, stack {given.stack:,} bytes, "
+            f"turn {given.turn_seconds:g} s, stored {given.stored:,} bytes, request {given.request:,} bytes, "
+            f"response {given.response:,} bytes"
+        )
+    fields = {
+        "id": description.id,
+        "run": description.run_id,
+        "workflow": description.workflow,
+        "module": description.module,
+        "status": description.status,
+        "reason": description.reason,
+        "backtrace": description.backtrace,
+        "worker": description.owner or "",
+        "started": f"{moment(description.created)} UTC",
+        "ended": f"{moment(description.closed)} UTC" if description.closed else "",
+        "limits": limits,
+        "snapshots": snapshots,
+        "memo": json.dumps(description.memo, ensure_ascii=False) if description.memo else "",
+        "undelivered": ", ".join(f"{kind} {message}" for message, kind in description.undelivered),
+    }
+    for name, value in fields.items():
+        if value:
+            first, *more = value.splitlines()
+            click.echo("\n".join([f"{name:12}{plain(first)}", *(f"{'':12}{plain(line)}" for line in more)]))
+    for pending in description.pending:
+        when = f", next at {moment(pending.next_attempt)} UTC" if pending.next_attempt else ""
+        failure = f", last failure: {one_line(pending.last_failure)}" if pending.last_failure else ""
+        click.echo(f"{'pending':12}{plain(pending.name)}, {pending.attempts} attempts begun{when}{failure}")
+
+
+def _print_log(events: Sequence[HistoryEvent]) -> None:
+    if not events:
+        return
+    click.echo()
+    print_table(
+        ("ENTRY", "TIME", "EVENT", "OPERATION", "NAME", "BYTES", "FAILURE"),
+        [
+            (
+                f"{event.entry}",
+                event.time.strftime("%H:%M:%S.%f")[:-3],
+                event.kind,
+                "" if event.operation is None else f"{event.operation}",
+                f"{int(event.name) / 1e9:g} s" if event.kind == "fired" and event.name.isdecimal() else event.name,
+                f"{event.size:,}",
+                one_line(event.failure),
+            )
+            for event in events
+        ],
+    )

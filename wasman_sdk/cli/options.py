@@ -1,0 +1,64 @@
+"""Options that several commands have, and the store that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import click
+
+from wasman_host.store import MemoryStore, path_of
+from wasman_sdk import Client
+from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["DEFAULT_STORE", "existing", "json_option", "over", "store_option", "tenant_option"]
+
+T = TypeVar("T")
+
+DEFAULT_STORE = "sqlite:///wasman.db"
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--store."""
+    return click.option(
+        "--store",
+        envvar="WASMAN_STORE",
+        metavar="URL",
+        help=f"The store; also by WASMAN_STORE. Default: {DEFAULT_STORE}, or what the worker says.",
+    )(command)
+
+
+def tenant_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--tenant."""
+    return click.option("--tenant", default="default", show_default=True, help="Whose instances.")(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")(command)
+
+
+def existing(store: str | None, tenant: str) -> Client:
+    """A client of a store that is there: looking at one must not make it."""
+    client = Client.connect(store or DEFAULT_STORE, tenant=tenant)
+    if isinstance(client.store, MemoryStore):
+        message = "memory:// lives and ends with one process, so there is nothing to look at from another"
+        raise Refused(message, USAGE)
+    path = path_of(client.store)
+    if path is not None and not path.exists():
+        message = f"there is no store {path}; name another by --store or WASMAN_STORE"
+        raise Refused(message, IMPOSSIBLE)
+    return client
+
+
+def over(client: Client, work: Callable[[Client], Awaitable[T]]) -> T:
+    """What `work` gives, done while the client is open."""
+
+    async def opened() -> T:
+        async with client:
+            return await work(client)
+
+    return anyio.run(opened)

@@ -1,0 +1,56 @@
+"""`wasman terminate` and `wasman unblock`: what a person decides about an instance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from attrs import asdict
+
+from wasman_host.guest.limits import MAX_STACK, MAX_TABLE, STACK_STEP
+from wasman_sdk import Limits
+from wasman_sdk.cli.options import existing, over, store_option, tenant_option
+
+if TYPE_CHECKING:
+    from wasman_sdk import Client
+
+__all__ = ["terminate", "unblock"]
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--reason", required=True, help="Kept with the run.")
+@store_option
+@tenant_option
+def terminate(id_: str, reason: str, store: str | None, tenant: str) -> None:
+    """End a run without asking its guest. It is durable when this returns; the next worker that sees it does it."""
+    over(existing(store, tenant), lambda client: client.get_handle(id_).terminate(reason))
+    click.echo(f"{id_} is to be terminated, by the worker that has it or the next one that runs")
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--memory", type=click.IntRange(min=65536), help="Bytes of linear memory from now on.")
+@click.option("--table-elements", type=click.IntRange(1, MAX_TABLE), help="Elements of each of its tables from now on.")
+@click.option("--stack", type=click.IntRange(STACK_STEP, MAX_STACK), help="Bytes its calls may nest from now on.")
+@click.option(
+    "--turn-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Processor time from one host call to the next, in seconds, from now on.",
+)
+@click.option("--stored", type=click.IntRange(min=1), help="Bytes that the run may have stored from now on.")
+@click.option("--request", type=click.IntRange(min=1), help="Bytes that it may send at once from now on.")
+@click.option("--response", type=click.IntRange(min=1), help="Bytes that it may be given at once from now on.")
+@store_option
+@tenant_option
+def unblock(id_: str, store: str | None, tenant: str, **limits: float | None) -> None:
+    """Let a blocked run go on from where it stands, perhaps with other limits."""
+
+    async def go_on(client: Client) -> None:
+        handle = client.get_handle(id_)
+        stated = {name: limit for name, limit in limits.items() if limit is not None}
+        now = (await handle.describe()).limits or Limits()
+        await handle.unblock(limits=Limits(**{**asdict(now), **stated}) if stated else None)
+
+    over(existing(store, tenant), go_on)
+    click.echo(f"{id_} goes on from where it stands, as soon as a worker claims it")

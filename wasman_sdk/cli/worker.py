@@ -1,0 +1,43 @@
+"""`wasman worker`: work until a signal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import click
+
+from wasman_sdk.cli.objects import worker_of
+from wasman_sdk.cli.options import store_option
+from wasman_sdk.cli.output import log_to_stderr
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["run_to_its_end", "worker"]
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("name", metavar="MODULE:ATTRIBUTE")
+@store_option
+@click.option("-q", "--quiet", is_flag=True, help="Warnings only; by default guests' output is shown as well.")
+def worker(name: str, store: str | None, *, quiet: bool) -> None:
+    """Run a worker until SIGINT or SIGTERM.
+
+    MODULE:ATTRIBUTE is a Worker, or a function that makes one: it takes the store's URL, or nothing.
+    """
+    log_to_stderr(logging.WARNING if quiet else logging.INFO)
+    found = worker_of(name, store)
+    run_to_its_end(found.run)
+
+
+def run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` gives; it sees to signals itself."""
+    try:
+        return anyio.run(work)
+    except KeyboardInterrupt:  # before the signals were taken over
+        raise click.exceptions.Exit(128 + signal.SIGINT) from None
