@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faulty import Fault, How, Point
+from wasman_sdk.testing import Fault, How, Point
 from tests.faults.scenario import SHAPES, Lived, Shape, live, quickly
 from tests.lab import DirectoryLab, Lab, MemoryLab, SqliteLab
 

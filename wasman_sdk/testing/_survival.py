@@ -1,0 +1,1 @@
+"""Whether a program gives the same, wherever its worker dies."""
