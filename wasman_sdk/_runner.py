@@ -33,8 +33,8 @@ from wasman_host.ids import validated_id
 from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
-from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._client import Client
+from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._session import FileSink, Session, Source
 from wasman_sdk._workflow import Workflow
 

@@ -21,11 +21,11 @@ from wasman_host.errors import (
     WorkflowNotFoundError,
 )
 from wasman_host.guest.limits import check_stack
-from wasman_host.instance import columns_of, mail_address, open_record, open_tail
 from wasman_host.oplog import EMPTY_CHAIN, open_entries
 from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail
 
 if TYPE_CHECKING:
     from wasman_host.oplog import Entry
