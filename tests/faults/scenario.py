@@ -17,7 +17,6 @@ import pytest
 from attrs import define, field, frozen
 
 from tests import wat
-from wasman_sdk.testing import Fault, FaultyStore
 from tests.lab import COMPILED, Lab, answers, sink, source
 from wasman_host import control, deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
@@ -26,6 +25,7 @@ from wasman_host.errors import ApplicationError, StoreUnavailableError, Workflow
 from wasman_host.payload import Payload
 from wasman_host.residents import Residency
 from wasman_host.store import CLOSED, Change, Key, Status, Store
+from wasman_sdk.testing import Fault, FaultyStore
 
 __all__ = ["KEY", "SHAPES", "Lived", "Outcome", "Shape", "World", "live", "quickly"]
 
@@ -267,7 +267,9 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     return Lived(outcome, world, stores)
 
 
-async def _works(faulty: FaultyStore, shape: Shape, world: World, pages: _Pages, options: starting.StartOptions) -> bool:
+async def _works(
+    faulty: FaultyStore, shape: Shape, world: World, pages: _Pages, options: starting.StartOptions
+) -> bool:
     """One worker, until the run has ended and it has left in order; False where it has died before."""
     residency = Residency(memory=0) if shape.evicted else Residency()
     pages.engine = engine = Engine(faulty.as_store, {one.name: one for one in world.activities}, residency=residency)

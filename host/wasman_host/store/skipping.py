@@ -178,6 +178,11 @@ class SkippingStore(MemoryStore):
         await super().leave(worker)
         self._something()
 
+    def current(self, key: Key) -> Stored | None:
+        """The instance, at once; None also where only other rows of it are there."""
+        instance = self._instances.get(key)
+        return None if instance is None else instance.stored
+
     def bury(self, worker: str) -> None:
         """The worker has died: what it has may be taken over at once."""
         self._queues.pop(worker, None)
