@@ -61,6 +61,9 @@ class Run(Protocol):
     def now(self) -> int:
         """The store's time, in ns since 1970."""
 
+    def sleep_until(self, time: int) -> Awaitable[None]:
+        """Wait until then by the store's clock."""
+
     def require_lease(self) -> None:
         """Raise `ConcurrentExecutionError` unless this worker may act."""
 
@@ -192,7 +195,7 @@ class Calls:
         while True:
             if known is not None and known.retry_at is not None:
                 run.waiting(until=known.retry_at)
-                await anyio.sleep(max(0.0, (known.retry_at - run.now()) / 1e9))
+                await run.sleep_until(known.retry_at)
             if most and attempt > most:
                 message = f"activity {call.name!r} began {attempt - 1} times and no worker survived to tell"
                 return Delivery(
