@@ -25,7 +25,7 @@ from wasman_host.oplog import EMPTY_CHAIN, open_entries
 from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail
+from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail
 
 if TYPE_CHECKING:
     from wasman_host.oplog import Entry
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Description",
+    "cancel",
     "describe",
     "describe_stored",
     "history",
@@ -155,12 +156,34 @@ async def terminate(store: Store, key: Key, reason: str, run: str | None = None,
         WorkflowClosedError: It has ended already.
     """
     stored = await load(store, key, run)
-    identity = message_id or f"terminate-{secrets.token_hex(8)}"
-    body = json.dumps({"reason": reason, "run": stored.run}).encode()
-    message = Message(key, identity, "terminate", seal(mail_address(key, "terminate", identity), body))
-    sent = await store.send(message)
+    await _ask(store, stored, "terminate", message_id or f"terminate-{secrets.token_hex(8)}", reason)
+
+
+async def cancel(store: Store, key: Key, reason: str, run: str | None = None) -> None:
+    """Ask that the guest be told to end: the call that it waits for fails, or else its next one. It is told once.
+
+    Raises:
+        WorkflowNotFoundError: There is no such instance.
+        WorkflowClosedError: It has ended already.
+        InvalidArgumentError: It is executed directly, so there is nothing that goes on by itself.
+    """
+    stored = await load(store, key, run)
+    if stored.columns.queue == DIRECT:
+        text = f"{key} is executed directly: cancel the task that awaits its execution, or terminate it"
+        raise InvalidArgumentError(text)
+    # Always the same id, so that asking again changes nothing.
+    await _ask(store, stored, "cancel", f"cancel-{stored.run}", reason)
+
+
+async def _ask(store: Store, stored: Stored, kind: str, identity: str, reason: str) -> None:
+    key, status = stored.key, stored.columns.status
+    sent = Sent.CLOSED
+    if status not in CLOSED:
+        body = json.dumps({"reason": reason, "run": stored.run}).encode()
+        sent = await store.send(Message(key, identity, kind, seal(mail_address(key, kind, identity), body)))
     if sent is Sent.CLOSED:
-        text = f"{key} has ended already ({stored.columns.status.value}), so it cannot be terminated"
+        how = "terminated" if kind == "terminate" else "cancelled"
+        text = f"{key} has ended already ({status.value}), so it cannot be {how}"
         raise WorkflowClosedError(text)
     if sent is Sent.ABSENT:
         text = f"there is no instance {str(key)!r} in this store"
