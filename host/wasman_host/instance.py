@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from wasman_host.guest.imports import Request
     from wasman_host.store.protocol import Claim, Key, Message, Stored
 
-__all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail"]
+__all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail", "unread_end"]
 
 logger = logging.getLogger("wasman.instance")
 
@@ -128,6 +128,15 @@ def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
         type(number) is int and -(1 << int(kind[1:]) - 1) <= number < 1 << int(kind[1:])
         for number, kind in zip(given, wanted, strict=True)
     )
+
+
+def unread_end(stored: Stored, terminating: Terminating, now: int) -> Proposal:
+    """The end of a run whose record cannot be read, by what the columns say, and who ends it."""
+    columns = stored.columns
+    pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
+    failure = Failure(terminating.status.value, terminating.reason)
+    record = Record(stored.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
+    return Proposal(record, Tail(time=now), consumes=terminating.messages, keeps_owner=False)
 
 
 class _MailFirst(Exception):  # noqa: N818  not an error: mail came before the run could close
@@ -240,6 +249,11 @@ class Instance:
         """End the run as soon as nothing is being committed."""
         self._ending = terminating
         self._interrupt()
+
+    def expire(self) -> None:
+        """Its timeout is over: end the run as soon as nothing is being committed."""
+        if hasattr(self, "machine"):  # else it looks itself, once it is open
+            self.end(self.machine.timed_out())
 
     def block(self, error: BlockedError) -> None:
         """Make the instance stand still as soon as nothing is being committed."""
@@ -410,13 +424,15 @@ class Instance:
                 await self._close_as(terminating)
                 return False
         if self.expires is not None and self.now() >= self.expires and not publishing:
-            await self._close_as(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
+            await self._close_as(machine.timed_out())
             return False
         if machine.record.status is Status.BLOCKED:
             # Claimed for mail that does not end it: it goes on standing still.
             await anyio.sleep(_HOLD)
             await self.commit(evolve(machine.released(self.now()), wake=None))
             return False
+        while (left := machine.begins - self.now()) > 0:  # claimed early, such as for mail
+            await anyio.sleep(left / 1e9)
         if not publishing:
             await self._load()
         return not publishing
@@ -955,7 +971,8 @@ class Instance:
             self._scope = anyio.CancelScope()
             with self._scope:
                 await anyio.sleep(0 if self._interrupted else _HOLD)
-        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None)
+        # Not by its timeout either, which would be looked at again and again: unblock writes it anew.
+        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None, expires=None)
         change = Change(
             key=self.key,
             expected=(stored.run, stored.version),
@@ -969,13 +986,10 @@ class Instance:
         await self._store.commit([change])
 
     async def _end_unread(self, terminating: Terminating) -> None:
-        columns, now = self._stored.columns, self.now()
-        pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
-        failure = Failure(terminating.status.value, terminating.reason)
-        record = Record(self.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
-        tail = Tail(time=now)
-        self.machine = Machine(self.key.tenant, self.key.id, record, tail)
-        await self._commit_end(Proposal(record, tail, consumes=terminating.messages, keeps_owner=False))
+        proposal = unread_end(self._stored, terminating, self.now())
+        assert proposal.record is not None, "a run's end is written down"
+        self.machine = Machine(self.key.tenant, self.key.id, proposal.record, proposal.tail)
+        await self._commit_end(proposal)
 
     # Commits
 

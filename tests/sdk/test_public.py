@@ -9,6 +9,7 @@ from wasman_sdk import errors
 EXPECTED = {
     "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
     "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
+    "StartWorkflowOptions", "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy",
     "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
     "WorkflowHandle", "activity", "errors", "module_digest",
 }  # fmt: skip
