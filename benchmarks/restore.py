@@ -22,10 +22,11 @@ from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.engine import Engine
 from wasman_host.guest.live import Parked, Yielded
 from wasman_host.images import Images
-from wasman_host.instance import Instance, open_record, open_tail
+from wasman_host.instance import Instance
 from wasman_host.machine import Machine
 from wasman_host.payload import Payload
 from wasman_host.store import Key, MemoryStore
+from wasman_host.stored import open_record, open_tail
 
 if TYPE_CHECKING:
     from wasman_host.store.protocol import Claim

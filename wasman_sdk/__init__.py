@@ -4,7 +4,8 @@ from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from wasman_sdk import errors
-from wasman_sdk._activity import ActivityInfo, activity
+from wasman_sdk._activity import activity
+from wasman_sdk._attempt import ActivityInfo
 from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription

@@ -23,7 +23,7 @@ from wasman_host.residents import Residency
 from wasman_host.seal import Address, seal
 from wasman_host.store import Store, open_store
 from wasman_host.store.protocol import Key
-from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
+from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._retry import RetryPolicy
 
 if TYPE_CHECKING:

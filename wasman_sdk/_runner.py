@@ -33,8 +33,8 @@ from wasman_host.ids import validated_id
 from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import Source as HostSource
-from wasman_sdk._activity import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._client import Client
+from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._session import FileSink, Session, Source
 from wasman_sdk._workflow import Workflow
 
@@ -323,7 +323,9 @@ class Runner:
             session = self._session
             if self._download is not None or self._upload is not None:
                 session = self._handlers(id_)
-            return await client.start_workflow(workflow, self._given, id=id_, session=session, queue=queue)
+            return await client.start_workflow(
+                workflow, self._given, id=id_, session=session, queue=queue, id_reuse_policy="reject_duplicate"
+            )
         if stored.columns.queue != queue:
             message = (
                 f"{id_!r} is an instance of workflow {stored.columns.workflow!r}, and workers live it; give the runner "

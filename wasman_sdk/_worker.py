@@ -12,8 +12,8 @@ import anyio
 from wasman_host.engine import Engine
 from wasman_host.residents import Residency
 from wasman_sdk import _collector
-from wasman_sdk._activity import definitions, fallback_definition
 from wasman_sdk._client import Client
+from wasman_sdk._handlers import definitions, fallback_definition
 from wasman_sdk._retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wasman_host.activity import ActivityDefinition
-    from wasman_sdk._activity import FallbackHandler
+    from wasman_sdk._handlers import FallbackHandler
     from wasman_sdk._workflow import Workflow
 
 __all__ = ["Worker"]

@@ -21,12 +21,12 @@ from wasman_host.errors import (
     WorkflowNotFoundError,
 )
 from wasman_host.guest.limits import check_stack
-from wasman_host.instance import columns_of, mail_address, open_record, open_tail, unread_end
 from wasman_host.machine import Machine, Terminating
 from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

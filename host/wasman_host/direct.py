@@ -31,7 +31,7 @@ from wasman_host.errors import (
 from wasman_host.guest.abi_v0 import Call
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Trapped
-from wasman_host.instance import HOST, Instance, columns_of, integers_fit, open_record, open_tail
+from wasman_host.instance import HOST, Instance, integers_fit
 from wasman_host.machine import Machine, Proposal, create
 from wasman_host.payload import Payload
 from wasman_host.record import Pinned
@@ -39,6 +39,7 @@ from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta
 from wasman_host.starting import check_size, created, creation
 from wasman_host.store.protocol import CLOSED, Claim, Won
+from wasman_host.stored import columns_of, open_record, open_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -228,8 +229,8 @@ class DirectInstance(Instance):
         assert origin is not None, "only what has an image is executed directly"
         machine.result = None
         chain = machine.record.snapshot.deltas if machine.record.snapshot else ()
-        if chain:
-            last = await self._restored(chain)
+        last = await self._past.restored(origin, self._engine.images)
+        if last is not None:
             parent, size, values = chain[-1][1], last.image.size, last.globals
         else:
             parent, size, values = origin.digest, origin.image.size, origin.globals

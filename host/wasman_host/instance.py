@@ -43,15 +43,16 @@ from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yiel
 from wasman_host.guest.memory import Baseline
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
-from wasman_host.images import Restored
 from wasman_host.machine import Machine, Proposal, Terminating
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Tail, decode_tail, encode_tail, open_entries
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
+from wasman_host.past import Past
 from wasman_host.payload import Payload
-from wasman_host.record import Pinned, Record, decode_record, encode_record
-from wasman_host.seal import Address, TooLargeError, digest_of, seal, unseal
+from wasman_host.record import Record, encode_record
+from wasman_host.seal import Address, seal, unseal
 from wasman_host.session_streams import SessionStreams
-from wasman_host.snapshot import Delta, decode_delta, encode_delta, runs_of
+from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -59,9 +60,10 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
-    from wasman_host.store.protocol import Claim, Key, Message, Stored
+    from wasman_host.images import Restored
+    from wasman_host.store.protocol import Claim, Key, Message
 
-__all__ = ["HOST", "Instance", "columns_of", "integers_fit", "mail_address", "open_record", "open_tail", "unread_end"]
+__all__ = ["HOST", "Instance", "integers_fit"]
 
 logger = logging.getLogger("wasman.instance")
 
@@ -69,57 +71,7 @@ _POLITE = 64  # host calls that wait for nothing between two turns of the event 
 _REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as fast as it can
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
-_BESIDES = 16 * 1024 * 1024  # bytes that a snapshot may hold besides pages: globals, the host's state
 HOST = "wasman."  # begins the host's own names
-
-
-def open_record(stored: Stored) -> Record:
-    """The record inside what a store holds, where the end of its log can be read as well.
-
-    Raises:
-        CorruptSnapshotError: One of the two is damaged, or the record does not fit the columns beside it.
-        UnsupportedStateError: A newer wasman wrote it.
-    """
-    open_tail(stored)
-    address = Address(stored.key.tenant, stored.key.id, stored.run, "record")
-    record = decode_record(unseal(address, stored.record or None), str(address))
-    if record.run != stored.run or record.status != stored.columns.status:
-        message = (
-            f"{address} says {record.status.value} and the store's column {stored.columns.status.value}; "
-            f"restore it from a backup, then unblock"
-        )
-        raise CorruptSnapshotError(message)
-    return record
-
-
-def open_tail(stored: Stored) -> Tail:
-    """Where the log ends of what a store holds. Raises `CorruptSnapshotError`."""
-    return decode_tail(stored.tail, f"run {stored.run} of {stored.key}")
-
-
-def columns_of(record: Record, stored: int, *, owner: str | None, wake: int | None, takeovers: int = 0) -> Columns:
-    """What the store should search a record by; `stored` are the run's bytes."""
-    pinned = record.pinned
-    return Columns(
-        status=record.status,
-        workflow=pinned.workflow,
-        module=pinned.module,
-        queue=pinned.queue,
-        owner=owner,
-        wake=wake,
-        expires=None if record.is_closed else pinned.expires,
-        takeovers=takeovers,
-        size=stored,
-        parent=pinned.parent.id if pinned.parent is not None else None,
-        created=record.created,
-        closed=record.closed,
-        attributes=pinned.attributes,
-    )
-
-
-def mail_address(key: Key, kind: str, message: str) -> Address:
-    """Where the body of a message belongs."""
-    return Address(key.tenant, key.id, "", "mail", f"{kind}/{message}")
 
 
 def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
@@ -128,15 +80,6 @@ def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
         type(number) is int and -(1 << int(kind[1:]) - 1) <= number < 1 << int(kind[1:])
         for number, kind in zip(given, wanted, strict=True)
     )
-
-
-def unread_end(stored: Stored, terminating: Terminating, now: int) -> Proposal:
-    """The end of a run whose record cannot be read, by what the columns say, and who ends it."""
-    columns = stored.columns
-    pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
-    failure = Failure(terminating.status.value, terminating.reason)
-    record = Record(stored.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
-    return Proposal(record, Tail(time=now), consumes=terminating.messages, keeps_owner=False)
 
 
 class _MailFirst(Exception):  # noqa: N818  not an error: mail came before the run could close
@@ -461,150 +404,55 @@ class Instance:
         self._reentrant = (module.reentrant or pinned.resume == "checkpoint") and self._origin is not None
 
         snapshot = record.snapshot if self._reentrant else None
-        first, entries = await self._past(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
+        past, created, self._created = self._past, self._created, None
+        entries: list[Entry] = []
+        if created is not None:
+            first = Entry(0, created.tail.time, 0, EMPTY_CHAIN, (), created.delivered)
+        else:
+            first, entries = await past.since(snapshot.entry if snapshot else 0, snapshot.chain if snapshot else None)
+        restored = None
+        if self._origin is not None and snapshot is not None:
+            restored = await past.restored(self._origin, self._engine.images)
+        machine.remember(first, None if restored is None else restored.state, entries)
+        self._make_guest(restored)
+        if restored is not None:
+            self._streams.token = restored.state.get("token")
+            await past.load_kept()
+        await past.load_given()
+
+    def _make_guest(self, restored: Restored | None) -> None:
+        """A guest of the run's module, with the memory that it goes on with."""
+        machine, module, origin = self.machine, self._module, self._origin
         world = World(f"wasman run {self.run}".encode(), output=self._output)
-        restored = None if snapshot is None else await self._restored(snapshot.deltas)
-        initialised = self._origin is not None and bool(module.initialisers(self._entry))
+        initialised = origin is not None and bool(module.initialisers(self._entry))
         image = None
         if restored is not None:
             image = restored.image
-        elif self._origin is not None and (initialised or self._reentrant):
-            image = self._origin.image
-        guest = self.guest = Guest(module, world, pinned.limits.guest, image)
+        elif origin is not None and (initialised or self._reentrant):
+            image = origin.image
+        guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
         guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
         if restored is not None:
-            machine.remember(first, restored.state, entries)
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
-            self._streams.token = restored.state.get("token")
             world.random = machine.random
-            await self._load_kept()
-        else:
-            machine.remember(first, None, entries)
-            if self._origin is not None and initialised:
-                guest.restore(self._origin.image, self._origin.globals)
-                self._baseline = Baseline(self._origin.image)
-            elif self._reentrant:
-                assert self._origin is not None, "only a module with an image is re-entrant"
-                guest.lay(self._origin.image)
-                self._baseline = Baseline(self._origin.image)
+        elif origin is not None and initialised:
+            guest.restore(origin.image, origin.globals)
+            self._baseline = Baseline(origin.image)
+        elif origin is not None and self._reentrant:
+            guest.lay(origin.image)
+            self._baseline = Baseline(origin.image)
         world.time = machine.time
-        await self._load_given()
-
-    async def _load_given(self) -> None:
-        """Read what the run was started with, as far as it is not here yet."""
-        machine, pinned = self.machine, self.machine.pinned
-        machine.input = machine.input and await self.loaded(machine.input)
-        machine.session = machine.session and await self.loaded(machine.session)
-        for name, given in (("input", machine.input), ("session", machine.session)):
-            if given is not None and given.size > pinned.limits.response:
-                message = (
-                    f"the {name} of {self.key} has {given.size:,} bytes and its guest may be given "
-                    f"{pinned.limits.response:,}; raise the limit and unblock, or terminate it"
-                )
-                raise GuestLimitError(message, "response")
-
-    async def _past(self, start: int, chain: str | None) -> tuple[Entry, list[Entry]]:
-        """Entry 0, and what is to be repeated: the entries from `start` on, entry 0 aside, checked against the tail."""
-        created, self._created = self._created, None
-        if created is not None:
-            return Entry(0, created.tail.time, 0, EMPTY_CHAIN, (), created.delivered), []
-        entries = await self._entries(start, None, EMPTY_CHAIN if chain is None else bytes.fromhex(chain))
-        if start == 0:
-            return entries[0], entries[1:]
-        return (await self._entries(0, 1, EMPTY_CHAIN))[0], entries
-
-    async def _entries(self, start: int, stop: int | None, after: bytes) -> list[Entry]:
-        """The log from entry `start` on; where it is read to its end, it must be the one that the tail names."""
-        tail = self.machine.tail
-        rows = await self._store.read(self.run, start, stop)
-        expected = range(start, tail.entries if stop is None else stop)
-        if [n for n, _ in rows] != list(expected):
-            found = f"{len(rows)}, from {rows[0][0]} to {rows[-1][0]}" if rows else "none"
-            message = (
-                f"the log of run {self.run} of {self.key} should hold entries {expected.start} to "
-                f"{expected.stop - 1} and holds {found}; restore it from a backup, then unblock"
-            )
-            raise CorruptSnapshotError(message)
-        entries = open_entries(self.key.tenant, self.key.id, self.run, rows, after)
-        ends = (entries[-1].time, digest_of(rows[-1][1])) if rows else (tail.time, after)
-        if stop is None and ends != (tail.time, tail.chain):
-            message = (
-                f"the log of run {self.run} of {self.key} is not the one that its record was written over; "
-                f"restore it from a backup, then unblock"
-            )
-            raise CorruptSnapshotError(message)
-        return entries
-
-    async def _restored(self, names: Sequence[tuple[str, str]]) -> Restored:
-        """The newest snapshot: read, unless this process still holds it."""
-        assert self._origin is not None, "deltas lie over an image"
-        held = self._engine.images.get(names[-1][1])
-        if held is not None:
-            return held
-        parent = self._origin.digest
-        deltas: list[Delta] = []
-        at_most = self.machine.pinned.limits.memory + _BESIDES
-        for name, digest in names:
-            address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
-            sealed = await self._store.blob(self.run, name)
-            try:
-                data = unseal(address, sealed, at_most=at_most)
-            except TooLargeError as error:
-                message = (
-                    f"{address} says that it holds {error.length:,} bytes, and no more than {at_most:,} fit into the "
-                    f"memory that the instance may have, {self.machine.pinned.limits.memory:,}; raise the limit and "
-                    f"unblock, or restore it from a backup"
-                )
-                raise GuestLimitError(message, "memory") from error
-            delta = decode_delta(data, str(address))
-            if sealed is None or digest_of(sealed).hex() != digest or delta.parent != parent:
-                message = f"{address} is not the one that the record names; restore it from a backup, then unblock"
-                raise CorruptSnapshotError(message)
-            deltas.append(delta)
-            parent = digest
-        if deltas[-1].size > self.machine.pinned.limits.memory:
-            message = (
-                f"the snapshot of {self.key} holds {deltas[-1].size:,} bytes of memory and the instance may have "
-                f"{self.machine.pinned.limits.memory:,}; raise the limit and unblock"
-            )
-            raise GuestLimitError(message, "memory")
-        restored = Restored.of(self._origin, deltas)
-        self._engine.images.hold(parent, restored)
-        return restored
-
-    async def _load_kept(self) -> None:
-        """Read the result again that the guest had not taken when the snapshot was made."""
-        kept = self.machine.kept
-        if kept is None:
-            return
-        # The entry before it is what its digest comes after.
-        rows = await self._store.read(self.run, kept.entry - 1, kept.entry + 1)
-        if [n for n, _ in rows] == [kept.entry - 1, kept.entry]:
-            after = digest_of(rows[0][1])
-            for delivery in open_entries(self.key.tenant, self.key.id, self.run, rows[1:], after)[0].deliveries:
-                if delivery.operation == kept.operation and delivery.payload is not None:
-                    self.machine.kept = evolve(kept, payload=await self.loaded(delivery.payload))
-                    return
-        message = (
-            f"entry {kept.entry} of run {self.run} of {self.key} is missing; restore it from a backup, then unblock"
-        )
-        raise CorruptSnapshotError(message)
 
     async def loaded(self, payload: Payload) -> Payload:
         """The payload with its bytes."""
-        if payload.data is not None:
-            return payload
-        address = Address(self.key.tenant, self.key.id, self.run, "payload", payload.blob)
-        loaded = payload.with_data(
-            unseal(address, await self._store.blob(self.run, payload.blob), at_most=payload.size)
-        )
-        if len(loaded.content) != payload.size or Payload.of(loaded.content).digest != payload.stated:
-            message = f"{address} is not the one that the log names; restore it from a backup, then unblock"
-            raise CorruptSnapshotError(message)
-        return loaded
+        return payload if payload.data is not None else await self._past.loaded(payload)
+
+    @property
+    def _past(self) -> Past:
+        return Past(self._store, self.machine)
 
     # Running
 

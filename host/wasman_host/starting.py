@@ -33,12 +33,13 @@ from wasman_host.errors import (
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.limits import check_stack
 from wasman_host.ids import validated_id
-from wasman_host.instance import columns_of, integers_fit
+from wasman_host.instance import integers_fit
 from wasman_host.machine import create
 from wasman_host.oplog import encode_tail
 from wasman_host.record import Limits, Pinned, StreamSpec, encode_record
 from wasman_host.seal import Address, seal
 from wasman_host.store.protocol import OPEN, Change, Key, Status, Stored, Won
+from wasman_host.stored import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,9 @@ from wasman_host.errors import BlockedError, GuestLimitError, GuestTimeoutError,
 from wasman_host.guest import capi
 from wasman_host.guest.engine import engine
 from wasman_host.guest.module import compile_module
-from wasman_host.instance import open_tail
 from wasman_host.record import Limits, StreamSpec
 from wasman_host.store import Status
+from wasman_host.stored import open_tail
 
 MEMORY = '(memory (export "memory") 1)'
 EXIT = '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))'

@@ -1,0 +1,76 @@
+"""What a store holds of one instance: opened, and said again in the columns that it searches by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wasman_host.errors import CorruptSnapshotError, Failure
+from wasman_host.machine import Proposal
+from wasman_host.oplog import Tail, decode_tail
+from wasman_host.record import Pinned, Record, decode_record
+from wasman_host.seal import Address, unseal
+from wasman_host.store.protocol import Columns
+
+if TYPE_CHECKING:
+    from wasman_host.machine import Terminating
+    from wasman_host.store.protocol import Key, Stored
+
+__all__ = ["columns_of", "mail_address", "open_record", "open_tail", "unread_end"]
+
+
+def open_record(stored: Stored) -> Record:
+    """The record inside what a store holds, where the end of its log can be read as well.
+
+    Raises:
+        CorruptSnapshotError: One of the two is damaged, or the record does not fit the columns beside it.
+        UnsupportedStateError: A newer wasman wrote it.
+    """
+    open_tail(stored)
+    address = Address(stored.key.tenant, stored.key.id, stored.run, "record")
+    record = decode_record(unseal(address, stored.record or None), str(address))
+    if record.run != stored.run or record.status != stored.columns.status:
+        message = (
+            f"{address} says {record.status.value} and the store's column {stored.columns.status.value}; "
+            f"restore it from a backup, then unblock"
+        )
+        raise CorruptSnapshotError(message)
+    return record
+
+
+def open_tail(stored: Stored) -> Tail:
+    """Where the log ends of what a store holds. Raises `CorruptSnapshotError`."""
+    return decode_tail(stored.tail, f"run {stored.run} of {stored.key}")
+
+
+def columns_of(record: Record, stored: int, *, owner: str | None, wake: int | None, takeovers: int = 0) -> Columns:
+    """What the store should search a record by; `stored` are the run's bytes."""
+    pinned = record.pinned
+    return Columns(
+        status=record.status,
+        workflow=pinned.workflow,
+        module=pinned.module,
+        queue=pinned.queue,
+        owner=owner,
+        wake=wake,
+        expires=None if record.is_closed else pinned.expires,
+        takeovers=takeovers,
+        size=stored,
+        parent=pinned.parent.id if pinned.parent is not None else None,
+        created=record.created,
+        closed=record.closed,
+        attributes=pinned.attributes,
+    )
+
+
+def mail_address(key: Key, kind: str, message: str) -> Address:
+    """Where the body of a message belongs."""
+    return Address(key.tenant, key.id, "", "mail", f"{kind}/{message}")
+
+
+def unread_end(stored: Stored, terminating: Terminating, now: int) -> Proposal:
+    """The end of a run whose record cannot be read, by what the columns say, and who ends it."""
+    columns = stored.columns
+    pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
+    failure = Failure(terminating.status.value, terminating.reason)
+    record = Record(stored.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
+    return Proposal(record, Tail(time=now), consumes=terminating.messages, keeps_owner=False)
