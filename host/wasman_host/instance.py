@@ -17,7 +17,7 @@ import logging
 import secrets
 import shlex
 import time
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -98,6 +98,15 @@ class _DamagedMailError(CorruptSnapshotError):
         self.messages = messages
 
 
+class Held(NamedTuple):
+    """What a snapshot holds besides pages, and where in the log it was made."""
+
+    size: int
+    globals: Sequence[tuple[int, bytes]]
+    state: dict[str, Any]
+    entries: int
+
+
 class Instance:
     """One claimed instance and the task that lives it.
 
@@ -122,6 +131,7 @@ class Instance:
         "_engine",
         "_entry",
         "_handing_back",
+        "_held",
         "_leaving",
         "_module",
         "_nonce",
@@ -173,6 +183,7 @@ class Instance:
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
+        self._held: Held | None = None  # of the last snapshot that this task has written
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
@@ -434,6 +445,7 @@ class Instance:
         guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
+        self._held = None
         if restored is not None:
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
@@ -686,33 +698,43 @@ class Instance:
         if not self._reentrant or machine.replaying:
             return
         token = await self._streams.sync(machine)
-        proposal, changed = self.snapshot(guest, token)
-        await self.commit(proposal)
-        self.snapshot_kept(guest, changed)
+        held, changed = self.holds(guest, token), self.changed(guest)
+        if held == self._held and not changed:
+            return  # it would be the last one again, and a guest could have it written for ever
+        await self.commit(self.snapshot(guest, held, changed))
+        self.snapshot_kept(guest, held, changed)
         self._streams.token = token
 
-    def snapshot(self, guest: Guest, token: Any = None) -> tuple[Proposal, dict[int, bytes]]:
-        """What to commit to keep all that can influence the guest, and the pages that differ from the last snapshot.
-
-        Raises:
-            GuestLimitError: The run would have more stored than it may.
-        """
-        machine, baseline, origin = self.machine, self._baseline, self._origin
-        assert baseline is not None, "a re-entrant guest was laid over an image"
-        assert origin is not None, "a module that can be snapshotted has an image"
+    def holds(self, guest: Guest, token: Any = None) -> Held:
+        """What a snapshot of the guest as it is would hold besides pages."""
+        machine = self.machine
         machine.random = guest.world.random
         state = machine.state()
         if token is not None:
             state["token"] = token
-        view = guest.memory()
-        pages = changed = baseline.difference(guest.base, view)
+        return Held(len(guest.memory()), guest.globals(), state, machine.tail.entries)
+
+    def changed(self, guest: Guest) -> dict[int, bytes]:
+        """The pages of the guest that differ from the last snapshot."""
+        assert self._baseline is not None, "a re-entrant guest was laid over an image"
+        return self._baseline.difference(guest.base, guest.memory())
+
+    def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
+        """What to commit to keep all that can influence the guest.
+
+        Raises:
+            GuestLimitError: The run would have more stored than it may.
+        """
+        machine, baseline, origin, pages = self.machine, self._baseline, self._origin, changed
+        assert baseline is not None, "a re-entrant guest was laid over an image"
+        assert origin is not None, "a module that can be snapshotted has an image"
         chain = machine.record.snapshot.deltas if machine.record.snapshot else ()
         if self._engine.snapshots.folds(machine.record.snapshot):
             chain = ()
         if not chain:
-            pages = baseline.fold(guest.base, view, origin.image)
+            pages = baseline.fold(guest.base, guest.memory(), origin.image)
         parent = chain[-1][1] if chain else origin.digest
-        delta = Delta(parent, len(view), runs_of(pages), b"".join(pages.values()), guest.globals(), state)
+        delta = Delta(parent, held.size, runs_of(pages), b"".join(pages.values()), held.globals, held.state)
         name = f"snapshot-{self._version + 1}"
         address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
         sealed = seal(address, encode_delta(delta), deflate=self._store.deflates)
@@ -724,10 +746,11 @@ class Instance:
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message, "stored")
-        return proposal, changed
+        return proposal
 
-    def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
+    def snapshot_kept(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> None:
         """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
+        self._held = held
         baseline = self._baseline
         assert baseline is not None, "a re-entrant guest was laid over an image"
         baseline.kept(changed)
