@@ -183,7 +183,7 @@ async def start(
     _check_integers(id_, workflow, name, given)
     place = _Place()
     while True:
-        run = secrets.token_hex(16)
+        run = store.new_run(key)
         now = store.now()
         begins = now + options.start_delay
         pinned = _pinned(workflow, name, options, begins, place)
