@@ -13,7 +13,7 @@
     │   ├── WorkflowFailedError               ... the guest failed it
     │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
-    │   └── WorkflowTimedOutError             ... its own execution timeout ended it
+    │   └── WorkflowTimedOutError             ... its own timeout ended it
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
@@ -158,7 +158,15 @@ class WasmVersionMismatchError(ModuleError):
 
 
 class WorkflowAlreadyExistsError(WasmanError):
-    """The workflow id is taken by an instance that is already there."""
+    """The workflow id is taken by an instance that is already there.
+
+    Attributes:
+        run_id: The run that it has, or "" where that is not known.
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
 
 
 class WorkflowNotFoundError(WasmanError):
@@ -198,7 +206,7 @@ class WorkflowTerminatedError(RunEndedError):
 
 
 class WorkflowTimedOutError(RunEndedError):
-    """The run's own execution timeout ended it."""
+    """The run's own execution timeout or run timeout ended it."""
 
 
 class BlockedError(WasmanError):
