@@ -2,6 +2,7 @@
 
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
+from wasman_host.streams import SinkWriter, SourceReader
 from wasman_sdk import errors
 from wasman_sdk._activity import activity
 from wasman_sdk._attempt import ActivityInfo
@@ -12,13 +13,16 @@ from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
-from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
+from wasman_sdk._session import Session
+from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
+from wasman_sdk._user_streams import StreamContext
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
 from wasman_sdk.errors import *  # noqa: F403  every error is public, and `errors.__all__` lists them
 
 __all__ = [
     "ActivityInfo",
+    "BytesSource",
     "Channel",
     "ChannelSink",
     "ChannelSource",
@@ -34,7 +38,10 @@ __all__ = [
     "RunnerOptions",
     "Session",
     "Sink",
+    "SinkWriter",
     "Source",
+    "SourceReader",
+    "StreamContext",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",

@@ -15,6 +15,7 @@ from wasman_sdk import _collector
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._user_streams import stream_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from wasman_host.activity import ActivityDefinition
     from wasman_sdk._handlers import FallbackHandler
+    from wasman_sdk._streams import Sink, Source
     from wasman_sdk._workflow import Workflow
 
 __all__ = ["Worker"]
@@ -45,6 +47,7 @@ class Worker:
         fallback: FallbackHandler | None = None,
         fallback_retry: RetryPolicy | None = None,
         resources: Sequence[object] = (),
+        streams: Sequence[type[Source | Sink]] = (),
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
         max_guests: int | None = None,
@@ -64,6 +67,7 @@ class Worker:
                 that is not among these; gives the response's bytes. Async, or not: then in a thread.
             fallback_retry: When a call of it is tried again; see `RetryPolicy` for the default.
             resources: Objects injected into activities by their type.
+            streams: Classes of sources and sinks of the application's own; see `Source` and `Sink`.
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
             max_guests: How many of them are in memory; by default as many as the kernel's limit of mappings allows. Of
@@ -77,7 +81,7 @@ class Worker:
                 stays.
 
         Raises:
-            InvalidArgumentError: An activity or the fallback cannot be called.
+            InvalidArgumentError: An activity, the fallback or a class of streams cannot be used.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
@@ -88,9 +92,11 @@ class Worker:
         self._threads = max_sync_activities
         self._tune_gc = tune_gc
         self._functions, self._resources = tuple(activities), tuple(resources)
+        self._streams = tuple(streams)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
         self._definitions()
+        stream_types(self._streams)
         self._stack = contextlib.AsyncExitStack()
 
     def _definitions(self) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
@@ -111,6 +117,7 @@ class Worker:
             engine = Engine(
                 self.client.store,
                 activities,
+                streams=stream_types(self._streams, self._resources),
                 queues=self._queues,
                 max_instances=self._max_instances,
                 lease=self._lease,

@@ -7,10 +7,11 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors
 
 EXPECTED = {
-    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
-    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
-    "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
-    "WorkflowHandle", "activity", "errors", "module_digest",
+    "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
+    "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions",
+    "Session", "Sink", "SinkWriter", "Source", "SourceReader", "StreamContext", "SyncEngine", "SyncRunner",
+    "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle", "activity",
+    "errors", "module_digest",
 }  # fmt: skip
 
 
