@@ -2,6 +2,7 @@
 
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
+from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from wasman_host.streams import SinkWriter, SourceReader
 from wasman_sdk import errors
 from wasman_sdk._activity import activity
@@ -14,6 +15,7 @@ from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import Session
+from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
 from wasman_sdk._user_streams import StreamContext
 from wasman_sdk._worker import Worker
@@ -41,6 +43,7 @@ __all__ = [
     "SinkWriter",
     "Source",
     "SourceReader",
+    "StartWorkflowOptions",
     "StreamContext",
     "SyncEngine",
     "SyncRunner",
@@ -50,6 +53,8 @@ __all__ = [
     "Workflow",
     "WorkflowDescription",
     "WorkflowHandle",
+    "WorkflowIDConflictPolicy",
+    "WorkflowIDReusePolicy",
     "activity",
     "errors",
     "module_digest",

@@ -187,7 +187,7 @@ class BytesSource(Source):
     """A few bytes that are stored with the session, at most 65,536.
 
     Attributes:
-        data: The bytes; base64 where the session is JSON.
+        data: The bytes; URL-safe base64 where the session is JSON.
     """
 
     type_tag: ClassVar[str] = "bytes"
@@ -197,7 +197,7 @@ class BytesSource(Source):
     @field_validator("data", mode="before")
     @classmethod
     def _decoded(cls, value: Any) -> Any:
-        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+        return base64.b64decode(value, altchars="-_", validate=True) if isinstance(value, str) else value
 
     @field_validator("data")
     @classmethod

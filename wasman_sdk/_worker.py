@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from wasman_host.engine import Engine
+from wasman_host.errors import InvalidArgumentError
 from wasman_host.residents import Residency
 from wasman_sdk import _collector
 from wasman_sdk._client import Client
@@ -52,6 +53,7 @@ class Worker:
         max_instances: int = 10_000,
         max_guests: int | None = None,
         max_guest_memory: int = 2 * 1024**3,
+        max_activities: int | None = None,
         max_sync_activities: int = 40,
         lease_seconds: float = 10.0,
         tune_gc: bool = True,
@@ -74,6 +76,8 @@ class Worker:
                 those that wait, the least recently used are evicted: they cost no memory, and are replayed or restored
                 when they go on.
             max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
+            max_activities: How many attempts of activities run at once; None for as many as guests call. The others
+                wait, in the order of their calls.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             lease_seconds: After this time without a sign of life others take over.
             tune_gc: Whether Python's garbage collector lets 10,000 young objects come together before it looks at
@@ -81,7 +85,8 @@ class Worker:
                 stays.
 
         Raises:
-            InvalidArgumentError: An activity, the fallback or a class of streams cannot be used.
+            InvalidArgumentError: An activity, the fallback or a class of streams cannot be used, or a limit makes no
+                sense.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
@@ -89,7 +94,11 @@ class Worker:
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
         self._lease = lease_seconds
+        if max_activities is not None and max_activities < 1:
+            message = f"max_activities is a number from 1 on, or None for no limit, not {max_activities!r}"
+            raise InvalidArgumentError(message)
         self._threads = max_sync_activities
+        self._most = max_activities
         self._tune_gc = tune_gc
         self._functions, self._resources = tuple(activities), tuple(resources)
         self._streams = tuple(streams)
@@ -102,10 +111,11 @@ class Worker:
     def _definitions(self) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
         """What answers calls: by name, and for all other names."""
         threads = anyio.CapacityLimiter(self._threads)
+        room = None if self._most is None else anyio.Semaphore(self._most)
         fallback = None
         if self._fallback is not None:
-            fallback = fallback_definition(self._fallback, self._fallback_retry, threads)
-        return definitions(self._functions, self._resources, threads), fallback
+            fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room)
+        return definitions(self._functions, self._resources, threads, room), fallback
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:

@@ -26,7 +26,7 @@ class BytesSource(SourceReader):
     @classmethod
     async def open(cls, spec: StreamSpec) -> BytesSource:
         """Take them out of the session again; raises `SourceChangedError` where they are not those of the start."""
-        data = base64.b64decode(spec.config["data"])
+        data = base64.urlsafe_b64decode(spec.config["data"])
         if hashlib.sha256(data).hexdigest() != spec.identity.get("sha256"):
             message = "the bytes in the session are not those that the run was started with; terminate and start anew"
             raise SourceChangedError(message)

@@ -196,9 +196,9 @@ class DirectInstance(Instance):
         self.idle, self.spent = False, True
         try:
             result = await self._returned(entry, arguments)
-            proposal, changed = self.snapshot(guest)
-            await self.commit(proposal)
-            self.snapshot_kept(guest, changed)
+            held, changed = self.holds(guest), self.changed(guest)
+            await self.commit(self.snapshot(guest, held, changed))
+            self.snapshot_kept(guest, held, changed)
         except ExecutionFailed:
             await self._undone()
             raise

@@ -17,7 +17,7 @@ import logging
 import secrets
 import shlex
 import time
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -44,18 +44,18 @@ from wasman_host.guest.memory import Baseline
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
 from wasman_host.machine import Machine, Proposal, Terminating
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Tail, encode_tail
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
-from wasman_host.record import Pinned, Record, encode_record
+from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, seal, unseal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
@@ -98,6 +98,15 @@ class _DamagedMailError(CorruptSnapshotError):
         self.messages = messages
 
 
+class Held(NamedTuple):
+    """What a snapshot holds besides pages, and where in the log it was made."""
+
+    size: int
+    globals: Sequence[tuple[int, bytes]]
+    state: dict[str, Any]
+    entries: int
+
+
 class Instance:
     """One claimed instance and the task that lives it.
 
@@ -114,6 +123,7 @@ class Instance:
     __slots__ = (
         "_ahead",
         "_baseline",
+        "_beside",
         "_blocking",
         "_calls",
         "_committing",
@@ -122,6 +132,7 @@ class Instance:
         "_engine",
         "_entry",
         "_handing_back",
+        "_held",
         "_leaving",
         "_module",
         "_nonce",
@@ -165,6 +176,7 @@ class Instance:
         self._nonce = secrets.token_hex(8)  # drawn once: with the version behind it, it is drawn for each commit
         self._scope = anyio.CancelScope()
         self._committing = False
+        self._beside: anyio.Event | None = None  # set when what is committed beside this task is
         self._ending: Terminating | None = None
         self._blocking: BlockedError | None = None
         self._leaving = False
@@ -173,6 +185,7 @@ class Instance:
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
+        self._held: Held | None = None  # of the last snapshot that this task has written
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
@@ -192,6 +205,11 @@ class Instance:
         """End the run as soon as nothing is being committed."""
         self._ending = terminating
         self._interrupt()
+
+    def expire(self) -> None:
+        """Its timeout is over: end the run as soon as nothing is being committed."""
+        if hasattr(self, "machine"):  # else it looks itself, once it is open
+            self.end(self.machine.timed_out())
 
     def block(self, error: BlockedError) -> None:
         """Make the instance stand still as soon as nothing is being committed."""
@@ -234,6 +252,10 @@ class Instance:
     def now(self) -> int:
         """The store's time, in ns since 1970."""
         return self._store.now()
+
+    def sleep_until(self, time: int) -> Awaitable[None]:
+        """Wait until then by the store's clock; this is all that the instance does."""
+        return self._store.sleep_until(time, self.key)
 
     def waiting(self, *, until: int | None) -> None:
         """The guest waits for an activity (None), or for a time that is known: it may be evicted."""
@@ -362,13 +384,15 @@ class Instance:
                 await self._close_as(terminating)
                 return False
         if self.expires is not None and self.now() >= self.expires and not publishing:
-            await self._close_as(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
+            await self._close_as(machine.timed_out())
             return False
         if machine.record.status is Status.BLOCKED:
             # Claimed for mail that does not end it: it goes on standing still.
             await anyio.sleep(_HOLD)
             await self.commit(evolve(machine.released(self.now()), wake=None))
             return False
+        while machine.begins > self.now():  # claimed early, such as for mail
+            await self.sleep_until(machine.begins)
         if not publishing:
             await self._load()
         return not publishing
@@ -427,6 +451,7 @@ class Instance:
         guest.transfer = self._transfer
         self._engine.residents.enters(self)
         self._baseline: Baseline | None = None
+        self._held = None
         if restored is not None:
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
             self._baseline = Baseline(restored.image, restored.touched)
@@ -663,9 +688,9 @@ class Instance:
         number = machine.issue("timer", str(sleep.duration), "")
         if await self._calls.replayed(number) is None:
             self._calls.check_room()
-            while (left := due - self.now()) > 0:
+            while self.now() < due:
                 self.waiting(until=due)
-                await anyio.sleep(left / 1e9)
+                await self.sleep_until(due)
             await self.commit(machine.answered((Delivery("fired", number),), max(due, self.now())))
             self.resumed()
         guest.world.time = machine.time
@@ -679,33 +704,43 @@ class Instance:
         if not self._reentrant or machine.replaying:
             return
         token = await self._streams.sync(machine)
-        proposal, changed = self.snapshot(guest, token)
-        await self.commit(proposal)
-        self.snapshot_kept(guest, changed)
+        held, changed = self.holds(guest, token), self.changed(guest)
+        if held == self._held and not changed:
+            return  # it would be the last one again, and a guest could have it written for ever
+        await self.commit(self.snapshot(guest, held, changed))
+        self.snapshot_kept(guest, held, changed)
         self._streams.token = token
 
-    def snapshot(self, guest: Guest, token: Any = None) -> tuple[Proposal, dict[int, bytes]]:
-        """What to commit to keep all that can influence the guest, and the pages that differ from the last snapshot.
-
-        Raises:
-            GuestLimitError: The run would have more stored than it may.
-        """
-        machine, baseline, origin = self.machine, self._baseline, self._origin
-        assert baseline is not None, "a re-entrant guest was laid over an image"
-        assert origin is not None, "a module that can be snapshotted has an image"
+    def holds(self, guest: Guest, token: Any = None) -> Held:
+        """What a snapshot of the guest as it is would hold besides pages."""
+        machine = self.machine
         machine.random = guest.world.random
         state = machine.state()
         if token is not None:
             state["token"] = token
-        view = guest.memory()
-        pages = changed = baseline.difference(guest.base, view)
+        return Held(len(guest.memory()), guest.globals(), state, machine.tail.entries)
+
+    def changed(self, guest: Guest) -> dict[int, bytes]:
+        """The pages of the guest that differ from the last snapshot."""
+        assert self._baseline is not None, "a re-entrant guest was laid over an image"
+        return self._baseline.difference(guest.base, guest.memory())
+
+    def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
+        """What to commit to keep all that can influence the guest.
+
+        Raises:
+            GuestLimitError: The run would have more stored than it may.
+        """
+        machine, baseline, origin, pages = self.machine, self._baseline, self._origin, changed
+        assert baseline is not None, "a re-entrant guest was laid over an image"
+        assert origin is not None, "a module that can be snapshotted has an image"
         chain = machine.record.snapshot.deltas if machine.record.snapshot else ()
         if self._engine.snapshots.folds(machine.record.snapshot):
             chain = ()
         if not chain:
-            pages = baseline.fold(guest.base, view, origin.image)
+            pages = baseline.fold(guest.base, guest.memory(), origin.image)
         parent = chain[-1][1] if chain else origin.digest
-        delta = Delta(parent, len(view), runs_of(pages), b"".join(pages.values()), guest.globals(), state)
+        delta = Delta(parent, held.size, runs_of(pages), b"".join(pages.values()), held.globals, held.state)
         name = f"snapshot-{self._version + 1}"
         address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
         sealed = seal(address, encode_delta(delta), deflate=self._store.deflates)
@@ -717,10 +752,11 @@ class Instance:
                 f"{allowed:,}; raise the limit and unblock, or terminate it"
             )
             raise GuestLimitError(message, "stored")
-        return proposal, changed
+        return proposal
 
-    def snapshot_kept(self, guest: Guest, changed: dict[int, bytes]) -> None:
+    def snapshot_kept(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> None:
         """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
+        self._held = held
         baseline = self._baseline
         assert baseline is not None, "a re-entrant guest was laid over an image"
         baseline.kept(changed)
@@ -812,7 +848,8 @@ class Instance:
             self._scope = anyio.CancelScope()
             with self._scope:
                 await anyio.sleep(0 if self._interrupted else _HOLD)
-        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None)
+        # Not by its timeout either, which would be looked at again and again: unblock writes it anew.
+        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None, expires=None)
         change = Change(
             key=self.key,
             expected=(stored.run, stored.version),
@@ -826,13 +863,10 @@ class Instance:
         await self._store.commit([change])
 
     async def _end_unread(self, terminating: Terminating) -> None:
-        columns, now = self._stored.columns, self.now()
-        pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
-        failure = Failure(terminating.status.value, terminating.reason)
-        record = Record(self.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
-        tail = Tail(time=now)
-        self.machine = Machine(self.key.tenant, self.key.id, record, tail)
-        await self._commit_end(Proposal(record, tail, consumes=terminating.messages, keeps_owner=False))
+        proposal = unread_end(self._stored, terminating, self.now())
+        assert proposal.record is not None, "a run's end is written down"
+        self.machine = Machine(self.key.tenant, self.key.id, proposal.record, proposal.tail)
+        await self._commit_end(proposal)
 
     # Commits
 
@@ -843,6 +877,8 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
+        while self._beside is not None:
+            await self._beside.wait()
         # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
         # unknown, and what is committed instead would be taken for the same commit, by its nonce.
         if self._scope.cancel_called:
@@ -852,6 +888,12 @@ class Instance:
             outcome = await self._durable(self._change(proposal))
         finally:
             self._committing = False
+        self._accept(proposal, outcome)
+        if self.owns and self._interrupted:
+            self._scope.cancel()
+            await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def _accept(self, proposal: Proposal, outcome: Won | Lost | Unread) -> None:
         match outcome:
             case Won(version=version, mail=mail):
                 self._version, self._ahead, self.mailed = version, None, mail > 0
@@ -867,9 +909,32 @@ class Instance:
             case _:
                 assert_never(outcome)
         self.owns = proposal.keeps_owner
-        if self.owns and self._interrupted:
+
+    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let `work` run beside this task, as a task of the worker."""
+        self._engine.beside(work)
+
+    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+        """Commit while this instance's own task waits for an activity; False where it is about something else.
+
+        What the task commits next waits for it: there is one commit at a time.
+        """
+        if self._committing or not self._waits or not self.owns or self._interrupted:
+            return False
+        self._beside, self._committing = anyio.Event(), True
+        try:
+            proposal = propose()
+            self._accept(proposal, await self._durable(self._change(proposal)))
+        except ConcurrentExecutionError as error:
+            self.log.info("%s", error)
+            self.owns = False
+        finally:
+            self._committing = False
+            self._beside.set()
+            self._beside = None
+        if not self.owns or self._interrupted:
             self._scope.cancel()
-            await anyio.lowlevel.checkpoint_if_cancelled()
+        return self.owns
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record

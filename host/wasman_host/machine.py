@@ -129,18 +129,29 @@ def create(
     session: Payload | None,
     now: int,
     *,
+    begins: int | None = None,
     deflate: bool = True,
 ) -> Proposal:
-    """The proposal that starts a run: its record and log entry 0, which holds its input and session."""
+    """The proposal that starts a run: its record and log entry 0, which holds its input and session.
+
+    `now` and `begins` are in ns since 1970: where a run is to begin later, its guest's time begins then.
+    """
+    begins = now if begins is None else begins
     deliveries = [Delivery("start", payload=_placed(given, "payload-0-0"))]
     if session is not None:
         deliveries.append(Delivery("session", payload=_placed(session, "payload-0-1")))
-    encoded = encode_entry(0, now, 0, EMPTY_CHAIN, (), deliveries)
+    encoded = encode_entry(0, begins, 0, EMPTY_CHAIN, (), deliveries)
     sealed = seal(entry_address(tenant, id_, run, 0), encoded, after=EMPTY_CHAIN)
     blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries], deflate=deflate)
-    tail = Tail(1, now, len(sealed) + _size(blobs), digest_of(sealed))
+    tail = Tail(1, begins, len(sealed) + _size(blobs), digest_of(sealed))
     record = Record(run=run, pinned=pinned, created=now)
+    if begins > now:
+        record = evolve(record, status=Status.WAITING, reason=f"begins at {_moment(begins)}")
     return Proposal(record, tail, entries=[(0, sealed)], blobs=blobs, delivered=deliveries)
+
+
+def _moment(time: int) -> str:
+    return datetime.fromtimestamp(time / 1e9, tz=UTC).isoformat(timespec="seconds")
 
 
 class Machine:
@@ -277,6 +288,12 @@ class Machine:
         """Whether the log still holds deliveries that the guest has not been given again."""
         return bool(self._past)
 
+    @property
+    def begins(self) -> int:
+        """When its guest may begin, ns since 1970; 0 where it has begun, or may."""
+        waits = self.record.status is Status.WAITING and self.tail.entries == 1
+        return self.tail.time if waits and not self.record.open else 0
+
     # The guest asks
 
     def issue(self, kind: str, name: str, request: str) -> int:
@@ -381,9 +398,14 @@ class Machine:
             return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
         return self._logging(deliveries, now)
 
-    def backoff(self, number: int, name: str, failure: Failure, retry_at: int) -> Proposal:
-        """Record a failed attempt and when the next one begins."""
-        operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure)
+    def backoff(
+        self, number: int, name: str, failure: Failure, retry_at: int, heartbeat: Sequence[Any] | None = None
+    ) -> Proposal:
+        """Record a failed attempt, what its heartbeats have said (None: nothing new), and when the next one begins."""
+        if heartbeat is None:
+            known = self.open_operation(number)
+            heartbeat = known.heartbeat if known is not None else ()
+        operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure, heartbeat)
         record = evolve(self.record, open=(*self._settled_open(number), operation))
         return Proposal(record, self.tail, settles=True)
 
@@ -395,6 +417,20 @@ class Machine:
         record = evolve(self.record, status=Status.RUNNING, reason="", open=(*self._settled_open(number), operation))
         return Proposal(record, self.tail, settles=True)
 
+    def queued(self, number: int, name: str, attempts: int, now: int) -> Proposal:
+        """Record that `attempts` have begun and the next one waits for its turn, so that a takeover does not count."""
+        known = self.open_operation(number) or OpenOperation(number, "call", name)
+        operation = evolve(known, attempts=attempts, retry_at=now)
+        record = evolve(self.record, open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
+
+    def heartbeat(self, number: int, name: str, attempt: int, details: Sequence[Any]) -> Proposal:
+        """Record what the attempt under way says of itself, for the next one."""
+        known = self.open_operation(number) or OpenOperation(number, "call", name)
+        operation = evolve(known, attempts=attempt, retry_at=None, heartbeat=details)
+        record = evolve(self.record, open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
+
     def waits(self, number: int, name: str, reason: str, wake: int) -> Proposal:
         """Give the instance up until `wake`, because nobody here can answer operation `number`."""
         known = self.open_operation(number) or OpenOperation(number, "call", name, self.attempts(number))
@@ -402,14 +438,17 @@ class Machine:
         record = evolve(self.record, status=Status.WAITING, reason=reason, open=(*self._settled_open(number), parked))
         return Proposal(record, self.tail, keeps_owner=False, wake=wake, settles=True)
 
+    def timed_out(self) -> Terminating:
+        """How the run ends where its timeout is over."""
+        return Terminating(Status.TIMED_OUT, "timed_out", f"the {self.pinned.timeout} is over")
+
     def released(self, now: int) -> Proposal:
         """Give the instance up in order, for anybody to claim."""
         return Proposal(self.record, self.tail, keeps_owner=False, wake=now)
 
     def sleeps(self, wake: int) -> Proposal:
         """Give the instance up until `wake`: until then nothing happens to it."""
-        moment = datetime.fromtimestamp(wake / 1e9, tz=UTC).isoformat(timespec="seconds")
-        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {moment}")
+        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {_moment(wake)}")
         return Proposal(record, self.tail, keeps_owner=False, wake=wake)
 
     def pin_image(self, digest: str) -> None:

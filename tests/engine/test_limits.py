@@ -231,6 +231,17 @@ async def test_a_snapshot_over_the_stored_limit_blocks(lab: MemoryLab) -> None:
     assert ledger.attempts == [1, 1]
 
 
+async def test_a_guest_that_checkpoints_for_ever_meets_the_limit_of_its_turn(lab: MemoryLab) -> None:
+    spin = "(func $spin (loop $more (call $checkpoint) (br $more)))"
+    module = wat.script(wat.raw("(call $spin)"), reentrant=True, fields=spin)
+    await lab.start(module, limits=Limits(turn_seconds=0.05))
+    async with lab.worker():
+        found = await lab.blocked(GuestTimeoutError)
+    assert "host calls that wait for nothing, and may for 0.05 s" in found.reason
+    assert found.reason.endswith("(wasman unblock w --turn-seconds SECONDS)")
+    assert found.stored.version < 10, "checkpoints were written although nothing had changed"
+
+
 async def test_a_table_that_begins_too_large_blocks(lab: MemoryLab) -> None:
     await lab.start(wat.script(fields="(table 2000 funcref)"), limits=Limits(table_elements=1999))
     async with lab.worker():

@@ -94,6 +94,29 @@ async def test_a_worker_may_die_at_any_commit(lab: MemoryLab, tmp_path: Path, *,
         assert len(ledger.rows) - 3 <= (not after), "at most the call whose answer was lost is repeated"
 
 
+@pytest.mark.parametrize(
+    ("between", "commits"),
+    [
+        (wat.raw("(i32.store8 (i32.const 500) (i32.const 7))"), 3),
+        (wat.raw("(drop (memory.grow (i32.const 1)))"), 3),
+        (wat.raw("(global.set $got (i32.const 7))"), 3),
+        (wat.raw("(drop (call $stream_data (i32.const 0) (i32.const 500) (i32.const 1)))"), 3),  # it has failed now
+        (wat.raw("(global.set $got (i32.const 0))"), 2),
+    ],
+    ids=["memory", "growth", "global", "host", "nothing"],
+)
+async def test_a_checkpoint_is_a_commit_where_anything_has_changed(
+    lab: MemoryLab, between: wat.Step, commits: int
+) -> None:
+    def step(program: wat.Program) -> str:
+        return f"(call $checkpoint) {between(program)} (call $checkpoint)"
+
+    counted = Dying(lab.store)
+    await lab.start(wat.script(step, reentrant=True))
+    await lab.complete(store=counted)
+    assert counted.count == commits
+
+
 async def test_a_killed_pair_of_workers_over_one_file(disk: SqliteLab) -> None:
     ledger = Ledger()
     await disk.start(wat.script(wat.call("note", b"1"), wat.call("note", b"2")))

@@ -34,7 +34,7 @@ from wasman_host.residents import Residency
 from wasman_host.store import CLOSED, Key, MemoryStore, SqliteStore, Status, Store
 
 BATCH = 50  # cases of one engine, so that a case has the same surroundings when it is run again
-COMMITS = 5000  # after which a guest has checkpointed enough
+COMMITS = 5000  # after which a guest has checkpointed enough: each time something else, or it would meet its limit
 UPLOADED = 8 * 1024 * 1024  # bytes after which a guest has uploaded enough
 LONG = 10**8  # ns of a sleep that nobody waits for
 HANGS = 20.0  # seconds after which a case hangs: its guest's turns are far shorter
@@ -117,7 +117,7 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
                 await _terminate(world.store, key, "it uploads for ever")
                 ended = True
             if stored.version > COMMITS and not ended:
-                # Each checkpoint is a commit, and progress for all that anybody can tell.
+                # Each of them keeps something new, and is progress for all that anybody can tell.
                 await _terminate(world.store, key, "it checkpoints for ever")
                 ended = True
             await anyio.sleep(0.0005)

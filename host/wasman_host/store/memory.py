@@ -63,6 +63,7 @@ class _Instance:
     number: int
     stored: Stored | None = None
     runs: set[str] = field(factory=set)
+    former: dict[str, Stored] = field(factory=dict)
     letters: dict[str, Message] = field(factory=dict)  # in the order of arrival
     consumed: set[str] = field(factory=set)
 
@@ -72,12 +73,16 @@ class MemoryStore(Store):
 
     Args:
         clock: Gives the time in ns since 1970; for tests.
+        lease_clock: Gives the time that leases are measured by; the same by default.
     """
 
     deflates = False  # inflating what is read back takes longer than everything else about it
 
-    def __init__(self, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, *, clock: Callable[[], int] = time.time_ns, lease_clock: Callable[[], int] | None = None
+    ) -> None:
         self._clock = clock
+        self._lease_clock = lease_clock or clock
         self._is_open = False
         self._numbers = 0
         self._instances: dict[Key, _Instance] = {}
@@ -229,6 +234,8 @@ class MemoryStore(Store):
         else:
             version, mail = stored.version + 1, stored.mail - len(change.consumes)
         instance = self._instances[key]
+        if stored is not None and change.run != stored.run:
+            instance.former[stored.run] = evolve(stored, mail=0)
         if columns.attributes:
             columns = evolve(columns, attributes=dict(columns.attributes))
         instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail, change.tail)
@@ -273,6 +280,12 @@ class MemoryStore(Store):
         stored = self._stored(key)
         self._watchers.saw(key, None if stored is None else (stored.run, stored.columns.status, stored.mail))
         return stored
+
+    @override
+    async def former(self, key: Key, run: str) -> Stored | None:
+        self._check_open()
+        instance = self._instances.get(key)
+        return None if instance is None else instance.former.get(run)
 
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
@@ -323,7 +336,7 @@ class MemoryStore(Store):
             return Sent.ABSENT
         if message.id in instance.letters:
             return Sent.DUPLICATE
-        if instance.stored.columns.status in CLOSED:
+        if instance.stored.columns.status in CLOSED or (message.run and message.run != instance.stored.run):
             return Sent.CLOSED
         instance.letters[message.id] = evolve(message, sent=self.now())
         instance.stored = evolve(instance.stored, mail=instance.stored.mail + 1)
@@ -360,22 +373,22 @@ class MemoryStore(Store):
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _is_alive(self, worker: str, now: int) -> bool:
-        return self._leases.get(worker, 0) > now
+    def _is_alive(self, worker: str) -> bool:
+        return self._leases.get(worker, 0) > self._lease_clock()
 
-    def _unattended(self, now: int) -> list[_Instance]:
+    def _unattended(self) -> list[_Instance]:
         """What nobody owns, and what dead workers own."""
-        dead = [owner for owner in self._owned if not self._is_alive(owner, now)]
+        dead = [owner for owner in self._owned if not self._is_alive(owner)]
         return [*self._free.values(), *(instance for owner in dead for instance in self._owned[owner].values())]
 
     @override
     async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
         self._check_open()
         now = self.now()
-        if limit < 1 or not self._is_alive(worker, now):
+        if limit < 1 or not self._is_alive(worker):
             return []
         found: list[tuple[tuple[int, int], _Instance, Stored]] = []
-        for instance in self._unattended(now):
+        for instance in self._unattended():
             stored = instance.stored
             if stored is None or stored.columns.queue not in queues:
                 continue
@@ -403,7 +416,7 @@ class MemoryStore(Store):
         if worker in self._met and worker not in self._leases:
             return None
         self._met.add(worker)
-        self._leases[worker] = now + round(ttl * 1e9)
+        self._leases[worker] = self._lease_clock() + round(ttl * 1e9)
         return now
 
     @override
