@@ -53,6 +53,9 @@ class Run(Protocol):
     def now(self) -> int:
         """The store's time, in ns since 1970."""
 
+    def sleep_until(self, time: int) -> Awaitable[None]:
+        """Wait until then by the store's clock."""
+
     def require_lease(self) -> None:
         """Raise `ConcurrentExecutionError` unless this worker may act."""
 
@@ -152,7 +155,7 @@ class Calls:
         while True:
             if known is not None and known.retry_at is not None:
                 run.waiting(until=known.retry_at)
-                await anyio.sleep(max(0.0, (known.retry_at - run.now()) / 1e9))
+                await run.sleep_until(known.retry_at)
             if retry.maximum_attempts and attempt > retry.maximum_attempts:
                 message = f"activity {call.name!r} began {attempt - 1} times and no worker survived to tell"
                 return Delivery(

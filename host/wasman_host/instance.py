@@ -255,6 +255,10 @@ class Instance:
         """The store's time, in ns since 1970."""
         return self._store.now()
 
+    def sleep_until(self, time: int) -> Awaitable[None]:
+        """Wait until then by the store's clock; this is all that the instance does."""
+        return self._store.sleep_until(time, self.key)
+
     def waiting(self, *, until: int | None) -> None:
         """The guest waits for an activity (None), or for a time that is known: it may be evicted."""
         self._waits, self._until = True, until
@@ -684,9 +688,9 @@ class Instance:
         number = machine.issue("timer", str(sleep.duration), "")
         if await self._calls.replayed(number) is None:
             self._calls.check_room()
-            while (left := due - self.now()) > 0:
+            while self.now() < due:
                 self.waiting(until=due)
-                await anyio.sleep(left / 1e9)
+                await self.sleep_until(due)
             await self.commit(machine.answered((Delivery("fired", number),), max(due, self.now())))
             self.resumed()
         guest.world.time = machine.time

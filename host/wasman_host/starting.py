@@ -111,7 +111,7 @@ async def start(
     if session is not None:
         check_size(id_, "session", session, options.limits)
     _check_integers(id_, workflow, name, given)
-    run = secrets.token_hex(16)
+    run = store.new_run(key)
     pinned = Pinned(
         workflow=workflow,
         module=name.module,

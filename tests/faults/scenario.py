@@ -6,7 +6,6 @@ guest reads the clock and keeps of it only whether it has moved on.
 
 import hashlib
 import random
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,6 @@ import pytest
 from attrs import define, field, frozen
 
 from tests import wat
-from tests.faults.faulty import Fault, Faulty
 from tests.lab import COMPILED, Lab, answers, sink, source
 from wasman_host import control, deployments, starting
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
@@ -27,6 +25,7 @@ from wasman_host.errors import ApplicationError, StoreUnavailableError, Workflow
 from wasman_host.payload import Payload
 from wasman_host.residents import Residency
 from wasman_host.store import CLOSED, Change, Key, Status, Store
+from wasman_sdk.testing import Fault, FaultyStore
 
 __all__ = ["KEY", "SHAPES", "Lived", "Outcome", "Shape", "World", "live", "quickly"]
 
@@ -205,14 +204,6 @@ def quickly(patch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-class _Secrets:
-    """In place of the module of that name: the next run id is always the same."""
-
-    @staticmethod
-    def token_hex(count: int) -> str:
-        return RUN if count == len(RUN) // 2 else secrets.token_hex(count)
-
-
 @define
 class _Pages:
     """Looks at the memory of the guest when its run is about to end."""
@@ -239,7 +230,7 @@ class Lived:
 
     outcome: Outcome
     world: World
-    stores: Sequence[Faulty]
+    stores: Sequence[FaultyStore]
 
 
 async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
@@ -256,9 +247,9 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
         source_.write_bytes(SOURCE)
     world, pages = World(pause=0.004 if shape.evicted else 0.0), _Pages()
     options = starting.StartOptions(sources=source(source_), sinks=sink(out))
-    stores: list[Faulty] = []
+    stores: list[FaultyStore] = []
     for fault in (*faults, None):
-        faulty = Faulty(await lab.handle(), fault)
+        faulty = FaultyStore(await lab.handle(), fault)
         faulty.seen = pages.seen
         stores.append(faulty)
         if await _works(faulty, shape, world, pages, options):
@@ -276,7 +267,9 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     return Lived(outcome, world, stores)
 
 
-async def _works(faulty: Faulty, shape: Shape, world: World, pages: _Pages, options: starting.StartOptions) -> bool:
+async def _works(
+    faulty: FaultyStore, shape: Shape, world: World, pages: _Pages, options: starting.StartOptions
+) -> bool:
     """One worker, until the run has ended and it has left in order; False where it has died before."""
     residency = Residency(memory=0) if shape.evicted else Residency()
     pages.engine = engine = Engine(faulty.as_store, {one.name: one for one in world.activities}, residency=residency)
@@ -309,7 +302,7 @@ async def _begin(
         try:
             await deployments.deploy(store, "default", "flow", shape.module)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(starting, "secrets", _Secrets)
+                patch.setattr(Store, "new_run", lambda *_: RUN)
                 await starting.start(store, "default", KEY.id, "flow", Payload.of(b"{}"), None, options, workers)
         except StoreUnavailableError:
             continue

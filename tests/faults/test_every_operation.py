@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faulty import Fault, How, Point
 from tests.faults.scenario import SHAPES, Lived, Shape, live, quickly
 from tests.lab import DirectoryLab, Lab, MemoryLab, SqliteLab
+from wasman_sdk.testing import Fault, How, Point
 
 EVERY = "WASMAN_FAULTS" in os.environ  # make faults
 # Of how many operations one is disturbed in the short form: what each costs is mostly the syncs of its store.

@@ -4,7 +4,7 @@ import inspect
 
 import wasman_sdk
 from wasman_host import errors as host_errors
-from wasman_sdk import errors
+from wasman_sdk import errors, testing
 
 EXPECTED = {
     "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
@@ -17,7 +17,12 @@ EXPECTED = {
 def test_all_is_exact_and_sorted() -> None:
     assert wasman_sdk.__all__ == sorted({*EXPECTED, *errors.__all__})
     public = {name for name in vars(wasman_sdk) if not name.startswith("_")}
-    assert public - set(wasman_sdk.__all__) <= {"cli"}  # a module that only the command imports
+    assert public - set(wasman_sdk.__all__) <= {"cli", "testing"}  # what only the command and tests import
+
+
+def test_what_tests_may_import_is_named_as_it_is_imported() -> None:
+    assert testing.__all__ == sorted(testing.__all__)
+    assert {getattr(testing, name).__module__ for name in testing.__all__} == {"wasman_sdk.testing"}
 
 
 def test_every_error_is_public_and_in_the_tree_that_its_docstring_draws() -> None:

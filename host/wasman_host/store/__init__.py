@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from wasman_host.store.directory import DirectoryBackend
     from wasman_host.store.memory import MemoryStore
     from wasman_host.store.objects import ObjectStore
+    from wasman_host.store.skipping import SkippingStore
     from wasman_host.store.sqlite import SqliteStore
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "ObjectStore",
     "Page",
     "Sent",
+    "SkippingStore",
     "SqliteStore",
     "Status",
     "Step",
@@ -64,7 +66,13 @@ __all__ = [
     "path_of",
 ]
 
-_LATE = {"DirectoryBackend": "directory", "MemoryStore": "memory", "ObjectStore": "objects", "SqliteStore": "sqlite"}
+_LATE = {
+    "DirectoryBackend": "directory",
+    "MemoryStore": "memory",
+    "ObjectStore": "objects",
+    "SkippingStore": "skipping",
+    "SqliteStore": "sqlite",
+}
 
 _SCHEMES = ("sqlite:///", "file://")
 _DATABASES = (".db", ".sqlite", ".sqlite3")

@@ -72,12 +72,16 @@ class MemoryStore(Store):
 
     Args:
         clock: Gives the time in ns since 1970; for tests.
+        lease_clock: Gives the time that leases are measured by; the same by default.
     """
 
     deflates = False  # inflating what is read back takes longer than everything else about it
 
-    def __init__(self, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, *, clock: Callable[[], int] = time.time_ns, lease_clock: Callable[[], int] | None = None
+    ) -> None:
         self._clock = clock
+        self._lease_clock = lease_clock or clock
         self._is_open = False
         self._numbers = 0
         self._instances: dict[Key, _Instance] = {}
@@ -360,22 +364,22 @@ class MemoryStore(Store):
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _is_alive(self, worker: str, now: int) -> bool:
-        return self._leases.get(worker, 0) > now
+    def _is_alive(self, worker: str) -> bool:
+        return self._leases.get(worker, 0) > self._lease_clock()
 
-    def _unattended(self, now: int) -> list[_Instance]:
+    def _unattended(self) -> list[_Instance]:
         """What nobody owns, and what dead workers own."""
-        dead = [owner for owner in self._owned if not self._is_alive(owner, now)]
+        dead = [owner for owner in self._owned if not self._is_alive(owner)]
         return [*self._free.values(), *(instance for owner in dead for instance in self._owned[owner].values())]
 
     @override
     async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
         self._check_open()
         now = self.now()
-        if limit < 1 or not self._is_alive(worker, now):
+        if limit < 1 or not self._is_alive(worker):
             return []
         found: list[tuple[tuple[int, int], _Instance, Stored]] = []
-        for instance in self._unattended(now):
+        for instance in self._unattended():
             stored = instance.stored
             if stored is None or stored.columns.queue not in queues:
                 continue
@@ -403,7 +407,7 @@ class MemoryStore(Store):
         if worker in self._met and worker not in self._leases:
             return None
         self._met.add(worker)
-        self._leases[worker] = now + round(ttl * 1e9)
+        self._leases[worker] = self._lease_clock() + round(ttl * 1e9)
         return now
 
     @override

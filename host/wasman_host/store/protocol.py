@@ -6,11 +6,13 @@ them. Its methods are few on purpose: a new need is first tried with what is her
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from enum import Enum, StrEnum
 from typing import Any
 
+import anyio
 from attrs import field, frozen
 
 __all__ = [
@@ -405,3 +407,18 @@ class Store(ABC):
     @abstractmethod
     def now(self) -> int:
         """The store's clock, in ns since 1970."""
+
+    def sleep_until(self, time: int, key: Key) -> Awaitable[None]:
+        """Wait for the store's clock to come to `time`, ns since 1970, on behalf of an instance that does nothing else.
+
+        It may return early, where the store's clock and this machine's disagree. A store whose clock is not that of the
+        world has its own.
+        """
+        # Not async itself: thousands of instances may wait here, and each would hold a frame more.
+        del key
+        return anyio.sleep(max(0.0, (time - self.now()) / 1e9))
+
+    def new_run(self, key: Key) -> str:
+        """A run id for `key` that no run has had: 128 random bits, in hex."""
+        del key
+        return secrets.token_hex(16)

@@ -9,6 +9,8 @@ this run. What can become of one:
     error after      the store did it, and the answer is lost: an error arrives instead
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
@@ -17,15 +19,16 @@ import anyio
 from attrs import frozen
 
 from wasman_host.errors import StoreUnavailableError
-from wasman_host.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Fault", "Faulty", "How", "Point"]
+    from wasman_host.store import Store
+
+__all__ = ["Fault", "FaultyStore", "How", "Point"]
 
 # Everything that a store promises, but for the clock, and for `open`, `close` and `serve`, which are no part of a run.
-NUMBERED = {
+_NUMBERED = {
     "commit", "load", "read", "blob", "put_module", "module", "put_image", "image", "send",
     "mail", "mailed", "claim", "beat", "leave", "watch", "list", "count",
 }  # fmt: skip
@@ -41,10 +44,12 @@ class How(StrEnum):
 
     @property
     def kills(self) -> bool:
+        """Whether the process is gone."""
         return self in {How.DIES_BEFORE, How.DIES_AFTER}
 
     @property
     def passes(self) -> bool:
+        """Whether the operation took effect."""
         return self in {How.DIES_AFTER, How.ERROR_AFTER}
 
 
@@ -70,7 +75,7 @@ class Fault:
         return f"{self.point} {self.how.value}"
 
 
-class Faulty:
+class FaultyStore:
     """See above. It stands where a `Store` is expected.
 
     Attributes:
@@ -82,6 +87,12 @@ class Faulty:
     """
 
     def __init__(self, store: Store, fault: Fault | None = None) -> None:
+        """Nothing has happened yet.
+
+        Args:
+            store: The store behind it.
+            fault: What goes wrong, if anything does.
+        """
         self.store = store
         self.passed: list[Point] = []
         self.struck = self.dead = False
@@ -92,11 +103,12 @@ class Faulty:
 
     @property
     def as_store(self) -> Store:
+        """This object, as what it stands for."""
         return cast("Store", self)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        if name not in NUMBERED:
+        if name not in _NUMBERED:
             return method
 
         async def numbered(*given: Any, **named: Any) -> Any:
