@@ -132,7 +132,7 @@ class Worker:
         """The resources, which `stack` closes."""
         if not callable(self._resources):
             return self._resources
-        manager = self._resources()
+        manager: object = self._resources()
         if isinstance(manager, contextlib.AbstractAsyncContextManager):
             given = await stack.enter_async_context(manager)
         elif isinstance(manager, contextlib.AbstractContextManager):

@@ -1,7 +1,6 @@
 """Workers: what they open and close, when they are ready, and how they leave."""
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -76,9 +75,12 @@ async def test_a_worker_that_is_entered_again_opens_its_resources_again() -> Non
 
 
 async def test_resources_that_cannot_be_opened_are_the_workers_error_and_nothing_runs() -> None:
+    notes: list[str] = []
+
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[list[object]]:
-        raise ConnectionError("the database is down")
+        if notes == []:
+            raise ConnectionError("the database is down")
         yield []
 
     async with Client.connect("memory://") as client:
@@ -141,6 +143,7 @@ async def test_a_worker_that_leaves_waits_for_the_activities_that_it_has_begun()
             async def opens() -> None:
                 while worker.is_ready:
                     await anyio.sleep(0.001)
+                await anyio.sleep(0.02)
                 gate.open.set()
 
             tasks.start_soon(opens)
@@ -170,28 +173,31 @@ async def test_an_activity_that_takes_longer_is_cut_and_begins_again_elsewhere()
 async def test_a_worker_whose_body_fails_does_not_wait() -> None:
     gate = Gate()
     async with Client.connect("memory://") as client:
-        with anyio.fail_after(60), pytest.raises(RuntimeError, match="the body"):
-            async with Worker(
-                client, workflows=[TWICE], activities=[gate.work], graceful_shutdown_timeout=timedelta(hours=1)
-            ):
-                handle = await client.start_workflow(TWICE, None, id="w")
+        hour = timedelta(hours=1)
+
+        async def body() -> None:
+            async with Worker(client, workflows=[TWICE], activities=[gate.work], graceful_shutdown_timeout=hour):
+                await client.start_workflow(TWICE, None, id="w")
                 await gate.begun.wait()
                 raise RuntimeError("the body")
-        assert (await handle.describe()).owner is None
+
+        with anyio.fail_after(60), pytest.raises(RuntimeError, match="the body"):
+            await body()
+        assert (await client.get_handle("w").describe()).owner is None
 
 
 _APP = """
-import sys, time
+import anyio
 from datetime import timedelta
 from pathlib import Path
 from tests.sdk.test_worker import TWICE
 from wasman_sdk import Worker, activity
 
 @activity
-def work(number: int) -> int:
+async def work(number: int) -> int:
     Path("begun").touch()
     while not Path("open").exists():
-        time.sleep(0.005)
+        await anyio.sleep(0.005)
     return number
 
 hour = timedelta(hours=1)
@@ -217,7 +223,7 @@ async def test_a_first_signal_drains_and_a_second_one_does_not_wait(
     command = [sys.executable, "-m", "wasman_sdk", "worker", "app:worker", "--ready-file", "ready"]
     async with Client.connect(f"sqlite:///{tmp_path / 'wasman.db'}") as client:
         handle = await client.start_workflow(TWICE, None, id="w")
-        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:  # noqa: ASYNC220  it returns at once
             await anyio.to_thread.run_sync(_until, tmp_path / "ready")
             await anyio.to_thread.run_sync(_until, tmp_path / "begun")
             assert (tmp_path / "ready").read_text() == f"{process.pid}\n"
@@ -238,11 +244,17 @@ async def test_a_first_signal_drains_and_a_second_one_does_not_wait(
 # Readiness
 
 
-async def test_a_worker_says_when_it_is_ready(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "wasman.worker")
+async def test_a_worker_says_when_it_is_ready() -> None:
     async with Client.connect("memory://") as client:
         worker = Worker(client)
-        assert not worker.is_ready
+        ready = [worker.is_ready]
         async with worker:
-            assert worker.is_ready
-        assert not worker.is_ready
+            ready.append(worker.is_ready)
+        ready.append(worker.is_ready)
+    assert ready == [False, True, False]
+
+
+async def test_a_ready_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    worker = Worker("memory://")
+    with pytest.raises(InvalidArgumentError, match=r"the ready file .* cannot be written: No such file or directory"):
+        await worker.run(ready_file=tmp_path / "missing" / "ready")

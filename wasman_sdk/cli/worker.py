@@ -33,7 +33,9 @@ T = TypeVar("T")
 )
 @click.option("-q", "--quiet", is_flag=True, help="Warnings only; by default guests' output is shown as well.")
 def worker(name: str, store: str | None, ready_file: Path | None, *, quiet: bool) -> None:
-    """Run a worker until SIGINT or SIGTERM: it lets activities that have begun end, unless a second signal comes.
+    """Run a worker until SIGINT or SIGTERM.
+
+    Activities that have begun may end then; a second signal does not wait for them.
 
     MODULE:ATTRIBUTE is a Worker, or a function that makes one: it takes the store's URL, or nothing.
     """
