@@ -16,8 +16,6 @@ from wasman_sdk._signature import Signature, owner_of, signature_of
 if TYPE_CHECKING:
     from types import FrameType
 
-    from wasman_sdk._attempt import ActivityInfo
-
 __all__ = ["MARK", "Registered", "activity"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +32,11 @@ class Registered:
     signature: Signature
     retry: RetryPolicy
     start_to_close_timeout: timedelta | None
+    schedule_to_start_timeout: timedelta | None
+    schedule_to_close_timeout: timedelta | None
+    heartbeat_timeout: timedelta | None
+    max_concurrent: int | None
+    max_per_second: float | None
 
 
 class _Activity:
@@ -50,6 +53,11 @@ class _Activity:
         name: str | None = None,
         retry: RetryPolicy | None = None,
         start_to_close_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
+        heartbeat_timeout: timedelta | None = None,
+        max_concurrent: int | None = None,
+        max_per_second: float | None = None,
     ) -> Callable[[F], F]: ...
 
     def __call__(
@@ -60,6 +68,11 @@ class _Activity:
         name: str | None = None,
         retry: RetryPolicy | None = None,
         start_to_close_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        schedule_to_close_timeout: timedelta | None = None,
+        heartbeat_timeout: timedelta | None = None,
+        max_concurrent: int | None = None,
+        max_per_second: float | None = None,
     ) -> F | Callable[[F], F]:
         """Register a function or a method, async or not, as an activity; it stays a plain callable.
 
@@ -73,7 +86,13 @@ class _Activity:
             function: The function, where the decorator has no arguments.
             name: What guests call it by; the function's name by default (of `__call__` its class's).
             retry: When to try again; see `RetryPolicy` for the default.
-            start_to_close_timeout: How long one attempt may take.
+            start_to_close_timeout: How long one attempt may take; another one follows.
+            schedule_to_start_timeout: How long an attempt may wait until it begins: for a worker that has the activity,
+                and for its turn. No other one follows.
+            schedule_to_close_timeout: How long the guest waits in all, attempts, backoffs and crashes included.
+            heartbeat_timeout: How long an attempt may give no `activity.heartbeat()`; another one follows.
+            max_concurrent: How many attempts of it run at once in a worker.
+            max_per_second: How many of them begin in a second in a worker, evenly spaced.
 
         Raises:
             TypeError: A parameter cannot be given, or an option makes no sense; the message names it.
@@ -84,12 +103,21 @@ class _Activity:
             named = _name_of(wrapped, name)
             if retry is not None and not isinstance(retry, RetryPolicy):
                 raise TypeError(f"activity {named!r}: retry is a RetryPolicy, not {retry!r}")
+            if max_concurrent is not None and not (type(max_concurrent) is int and max_concurrent > 0):
+                raise TypeError(f"activity {named!r}: max_concurrent is a number from 1 on, not {max_concurrent!r}")
+            if max_per_second is not None and not (type(max_per_second) in {int, float} and max_per_second > 0):
+                raise TypeError(f"activity {named!r}: max_per_second is a number above 0, not {max_per_second!r}")
             registered = Registered(
                 function=wrapped,
                 name=named,
                 signature=signature_of(wrapped, named, _visible(frame, getattr(wrapped, "__qualname__", ""))),
                 retry=retry or RetryPolicy(),
                 start_to_close_timeout=_timeout(named, "start_to_close_timeout", start_to_close_timeout),
+                schedule_to_start_timeout=_timeout(named, "schedule_to_start_timeout", schedule_to_start_timeout),
+                schedule_to_close_timeout=_timeout(named, "schedule_to_close_timeout", schedule_to_close_timeout),
+                heartbeat_timeout=_timeout(named, "heartbeat_timeout", heartbeat_timeout),
+                max_concurrent=max_concurrent,
+                max_per_second=max_per_second,
             )
             try:
                 setattr(wrapped, MARK, registered)
@@ -100,10 +128,10 @@ class _Activity:
 
         return register if function is None else register(function)
 
-    @staticmethod
-    def info() -> ActivityInfo:
-        """The attempt that is running. Raises `RuntimeError` outside of an activity."""
-        return _attempt.info()
+    info = staticmethod(_attempt.info)
+    heartbeat = staticmethod(_attempt.heartbeat)
+    is_cancelled = staticmethod(_attempt.is_cancelled)
+    wait_for_cancelled_sync = staticmethod(_attempt.wait_for_cancelled_sync)
 
 
 activity = _Activity()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
+from pydantic_core import to_json
+
+from wasman_host.errors import ActivityCancelledError, InvalidArgumentError
+from wasman_sdk._validation import unserialisable
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from wasman_host.activity import ActivityCall
 
-__all__ = ["ActivityInfo", "current", "info", "info_of"]
+__all__ = ["ActivityInfo", "current", "heartbeat", "info", "info_of", "is_cancelled", "wait_for_cancelled_sync"]
+
+_DETAILS = 64 * 1024  # bytes of a heartbeat's details: they are stored with the run's record
 
 
 @frozen
@@ -27,6 +35,8 @@ class ActivityInfo:
         workflow_id: The calling instance.
         run_id: Its run.
         started: When this attempt began.
+        scheduled: When the guest called, by its own time.
+        heartbeat_details: What the attempts before this one have given to `activity.heartbeat` last.
     """
 
     name: str
@@ -36,6 +46,8 @@ class ActivityInfo:
     workflow_id: str
     run_id: str
     started: datetime
+    scheduled: datetime
+    heartbeat_details: tuple[Any, ...] = ()
 
 
 current: ContextVar[ActivityCall] = ContextVar("wasman_activity_call")
@@ -50,8 +62,14 @@ def info_of(call: ActivityCall) -> ActivityInfo:
         workflow=call.workflow,
         workflow_id=call.key.id,
         run_id=call.run,
-        started=datetime.fromtimestamp(call.started / 1e9, tz=UTC),
+        started=_time(call.started),
+        scheduled=_time(call.scheduled),
+        heartbeat_details=tuple(call.heartbeat),
     )
+
+
+def _time(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds / 1e9, tz=UTC)
 
 
 def running(what: str) -> ActivityCall:
@@ -66,3 +84,47 @@ def running(what: str) -> ActivityCall:
 def info() -> ActivityInfo:
     """The attempt that is running. Raises `RuntimeError` outside of an activity."""
     return info_of(running("info"))
+
+
+def heartbeat(*details: Any) -> None:
+    """Say that the attempt lives, and what the next one should know of it.
+
+    Raises:
+        ActivityCancelledError: The attempt is over, and nobody waits for it any more.
+        InvalidArgumentError: JSON cannot hold the details, or they have more than 64 KiB.
+        RuntimeError: This is no activity.
+    """
+    call = running("heartbeat")
+    if call.attempts.is_over(call):
+        message = (
+            f"attempt {call.attempt} of activity {call.name!r} is over: its run was cancelled or has ended, it has "
+            f"timed out, or its worker gave it up; stop, what it does is not wanted any more"
+        )
+        raise ActivityCancelledError(message)
+    if not details:
+        call.attempts.heartbeat(call, None)
+        return
+    try:
+        encoded = to_json(details)
+    except ValueError as error:
+        message = f"the heartbeat of activity {call.name!r} holds details that JSON cannot: {unserialisable(details)}"
+        raise InvalidArgumentError(message) from error
+    if len(encoded) > _DETAILS:
+        message = (
+            f"the heartbeat of activity {call.name!r} has details of {len(encoded):,} bytes, and may have "
+            f"{_DETAILS:,}; keep what is larger elsewhere"
+        )
+        raise InvalidArgumentError(message)
+    call.attempts.heartbeat(call, encoded)
+
+
+def is_cancelled() -> bool:
+    """Whether the attempt is over, and nobody waits for it any more: for sync activities, which nothing interrupts."""
+    call = running("is_cancelled")
+    return call.attempts.is_over(call)
+
+
+def wait_for_cancelled_sync(timeout: timedelta | None = None) -> bool:
+    """Wait in a sync activity until the attempt is over, at most for `timeout`; whether it is."""
+    call = running("wait_for_cancelled_sync")
+    return call.attempts.over(call).wait(None if timeout is None else timeout.total_seconds())

@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import anyio
 import anyio.to_thread
 from pydantic import ValidationError
 
 from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.errors import ApplicationError, InvalidArgumentError
+from wasman_host.slots import Slots
 from wasman_sdk._activity import MARK, Registered
 from wasman_sdk._attempt import ActivityInfo, current, info_of
 from wasman_sdk._retry import RetryPolicy
@@ -30,7 +32,10 @@ FallbackHandler: TypeAlias = Callable[[str, bytes], bytes | Awaitable[bytes]]
 
 
 def definitions(
-    functions: Sequence[Callable[..., Any]], resources: Sequence[object], threads: CapacityLimiter
+    functions: Sequence[Callable[..., Any]],
+    resources: Sequence[object],
+    threads: CapacityLimiter,
+    room: anyio.Semaphore | None = None,
 ) -> dict[str, ActivityDefinition]:
     """What the engine calls, by name.
 
@@ -38,6 +43,7 @@ def definitions(
         functions: Decorated functions, methods of objects, and objects whose `__call__` is decorated.
         resources: Objects that are injected by their type.
         threads: How many sync activities run at once.
+        room: How many of them all run at once, if that is limited.
 
     Raises:
         InvalidArgumentError: One is not decorated, a name is used twice, or a resource is missing.
@@ -53,12 +59,22 @@ def definitions(
             handler=_handler(registered, function, _resources_of(registered, resources), threads),
             retry=registered.retry.for_host(),
             timeout=_seconds(registered.start_to_close_timeout),
+            schedule_to_start=_seconds(registered.schedule_to_start_timeout),
+            schedule_to_close=_seconds(registered.schedule_to_close_timeout),
+            heartbeat_timeout=_seconds(registered.heartbeat_timeout),
+            slots=_slots(registered, room),
         )
     return found
 
 
 def _seconds(duration: timedelta | None) -> float | None:
     return None if duration is None else duration.total_seconds()
+
+
+def _slots(registered: Registered, room: anyio.Semaphore | None) -> Slots | None:
+    at_once, per_second = registered.max_concurrent, registered.max_per_second
+    limited = any(one is not None for one in (at_once, per_second, room))
+    return Slots(at_once, per_second, room) if limited else None
 
 
 def _registered(given: Callable[..., Any]) -> tuple[Callable[..., Any], Registered]:
@@ -81,7 +97,10 @@ def _registered(given: Callable[..., Any]) -> tuple[Callable[..., Any], Register
 
 
 def fallback_definition(
-    handler: FallbackHandler, retry: RetryPolicy | None, threads: CapacityLimiter
+    handler: FallbackHandler,
+    retry: RetryPolicy | None,
+    threads: CapacityLimiter,
+    room: anyio.Semaphore | None = None,
 ) -> ActivityDefinition:
     """What the engine calls for names that no activity is registered under.
 
@@ -89,6 +108,7 @@ def fallback_definition(
         handler: Takes the name and the guest's bytes, gives bytes; async or not.
         retry: When a call of it is tried again; None where what it raises is final, and only a worker's death is not.
         threads: How many sync activities run at once.
+        room: How many activities run at once, if that is limited.
 
     Raises:
         InvalidArgumentError: It cannot be called.
@@ -127,7 +147,8 @@ def fallback_definition(
         message = f"the fallback gave {type(result).__name__} for activity {call.name!r}, and must give bytes"
         raise ApplicationError(message, type="InvalidResult", non_retryable=True)
 
-    return ActivityDefinition(name="", handler=handle, retry=(retry or RetryPolicy()).for_host())
+    slots = None if room is None else Slots(worker=room)
+    return ActivityDefinition(name="", handler=handle, retry=(retry or RetryPolicy()).for_host(), slots=slots)
 
 
 def _resources_of(registered: Registered, resources: Sequence[object]) -> dict[str, object]:

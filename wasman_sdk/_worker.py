@@ -58,6 +58,7 @@ class Worker:
         max_instances: int = 10_000,
         max_guests: int | None = None,
         max_guest_memory: int = 2 * 1024**3,
+        max_activities: int | None = None,
         max_sync_activities: int = 40,
         graceful_shutdown_timeout: timedelta = timedelta(seconds=10),
         lease_seconds: float = 10.0,
@@ -82,6 +83,8 @@ class Worker:
                 those that wait, the least recently used are evicted: they cost no memory, and are replayed or restored
                 when they go on.
             max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
+            max_activities: How many attempts of activities run at once; None for as many as guests call. The others
+                wait, in the order of their calls.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             graceful_shutdown_timeout: When the worker is left in order, how long activities that have begun may take to
                 end, so that their answers are kept; what has not ended then begins again elsewhere.
@@ -91,7 +94,7 @@ class Worker:
                 stays.
 
         Raises:
-            InvalidArgumentError: An activity or the fallback cannot be called.
+            InvalidArgumentError: An activity or the fallback cannot be called, or a limit makes no sense.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
@@ -99,7 +102,11 @@ class Worker:
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
         self._lease = lease_seconds
+        if max_activities is not None and max_activities < 1:
+            message = f"max_activities is a number from 1 on, or None for no limit, not {max_activities!r}"
+            raise InvalidArgumentError(message)
         self._threads = max_sync_activities
+        self._most = max_activities
         self._tune_gc = tune_gc
         self._grace = graceful_shutdown_timeout.total_seconds()
         self._functions = tuple(activities)
@@ -123,10 +130,11 @@ class Worker:
     ) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
         """What answers calls: by name, and for all other names."""
         threads = anyio.CapacityLimiter(self._threads)
+        room = None if self._most is None else anyio.Semaphore(self._most)
         fallback = None
         if self._fallback is not None:
-            fallback = fallback_definition(self._fallback, self._fallback_retry, threads)
-        return definitions(self._functions, resources, threads), fallback
+            fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room)
+        return definitions(self._functions, resources, threads, room), fallback
 
     async def _opened(self, stack: contextlib.AsyncExitStack) -> Sequence[object]:
         """The resources, which `stack` closes."""

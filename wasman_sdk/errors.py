@@ -1,6 +1,7 @@
 """Every error that wasman raises, as an application sees it; `wasman_host.errors` draws the tree."""
 
 from wasman_host.errors import (
+    ActivityCancelledError,
     ActivityError,
     ApplicationError,
     BlockedError,
@@ -34,6 +35,7 @@ from wasman_host.errors import (
 )
 
 __all__ = [
+    "ActivityCancelledError",
     "ActivityError",
     "ApplicationError",
     "BlockedError",

@@ -1,19 +1,26 @@
-"""Activities as the host sees them: named handlers of bytes, and when to try again.
+"""Activities as the host sees them: named handlers of bytes, how long they may take, and when to try again.
 
 The SDK turns decorated Python functions into these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from wasman_host.errors import ApplicationError, Failure
 from wasman_host.payload import Payload
+from wasman_host.slots import Slots
 from wasman_host.store.protocol import Key
 
-__all__ = ["ActivityCall", "ActivityDefinition", "Retry", "failure_of"]
+if TYPE_CHECKING:
+    import threading
+
+__all__ = ["ActivityCall", "ActivityDefinition", "Attempts", "Failed", "Retry", "failed_by"]
+
+_CAUSES = 8  # of one failure: a chain of exceptions may be long, or a ring
 
 
 @frozen
@@ -46,6 +53,19 @@ class Retry:
         return self.maximum_attempts == 0 or attempt < self.maximum_attempts
 
 
+class Attempts(Protocol):
+    """Who makes attempts, as an attempt may ask it; all of it from any thread."""
+
+    def is_over(self, call: ActivityCall) -> bool:
+        """Whether the attempt has ended or was given up."""
+
+    def over(self, call: ActivityCall) -> threading.Event:
+        """Set when the attempt has ended or was given up."""
+
+    def heartbeat(self, call: ActivityCall, details: bytes | None) -> None:
+        """The attempt lives, and wants the next one to know of `details`, a list as JSON."""
+
+
 @frozen
 class ActivityCall:
     """One attempt of one call.
@@ -60,6 +80,9 @@ class ActivityCall:
         request: What the guest sent.
         session: The run's session as JSON, or None.
         started: When this attempt began, ns since 1970.
+        scheduled: When the guest asked, by its own time, ns since 1970.
+        heartbeat: What the attempts before have said last, JSON's values.
+        attempts: Who makes it.
     """
 
     key: Key
@@ -71,11 +94,25 @@ class ActivityCall:
     request: bytes = field(repr=False)
     session: Payload | None
     started: int
+    scheduled: int
+    heartbeat: Sequence[Any]
+    attempts: Attempts = field(repr=False, eq=False)
 
     @property
     def idempotency_key(self) -> str:
         """The same at every attempt of this call, and of no other call ever."""
         return f"{self.run}/{self.operation}"
+
+
+def _is_bounded(definition: ActivityDefinition) -> bool:
+    limits = (definition.timeout, definition.schedule_to_close, definition.heartbeat_timeout)
+    return any(limit is not None for limit in limits)
+
+
+def _is_queued(definition: ActivityDefinition) -> bool:
+    return any(
+        one is not None for one in (definition.slots, definition.schedule_to_start, definition.schedule_to_close)
+    )
 
 
 @frozen
@@ -88,16 +125,56 @@ class ActivityDefinition:
             exception is a failure of that exception's class.
         retry: When to try again.
         timeout: Seconds that one attempt may take, or None.
+        schedule_to_start: Seconds from the guest's asking, or the end of a backoff, to the attempt's begin, or None.
+        schedule_to_close: Seconds from the guest's asking to its answer, all attempts and backoffs included, or None.
+        heartbeat_timeout: Seconds between two heartbeats of an attempt, or None.
+        slots: What attempts wait for, or None where they begin at once.
+        bounded: Whether something cuts an attempt short.
+        queued: Whether something may keep it from beginning.
     """
 
     name: str
     handler: Callable[[ActivityCall], Awaitable[bytes]]
     retry: Retry = field(factory=Retry)
     timeout: float | None = None
+    schedule_to_start: float | None = None
+    schedule_to_close: float | None = None
+    heartbeat_timeout: float | None = None
+    slots: Slots | None = None
+    # Every call asks these two, and most activities have nothing of it.
+    bounded: bool = field(init=False, default=Factory(_is_bounded, takes_self=True))
+    queued: bool = field(init=False, default=Factory(_is_queued, takes_self=True))
 
 
-def failure_of(error: Exception, name: str, attempt: int) -> tuple[Failure, bool]:
-    """What is stored of an exception that an activity raised, and whether another attempt cannot help."""
+@frozen
+class Failed:
+    """A failed attempt.
+
+    Attributes:
+        failure: What is stored of it.
+        non_retryable: Whether another attempt cannot help.
+        delay: Seconds until the next one, where the activity has said so.
+    """
+
+    failure: Failure
+    non_retryable: bool = False
+    delay: float | None = None
+
+
+def failed_by(error: Exception, name: str, attempt: int) -> Failed:
+    """What becomes of an exception that an activity raised."""
+    failure = _failure_of(error, name, attempt, _CAUSES)
+    if not isinstance(error, ApplicationError):
+        return Failed(failure)
+    delay = None if error.next_retry_delay is None else max(0.0, error.next_retry_delay.total_seconds())
+    return Failed(failure, error.non_retryable, delay)
+
+
+def _failure_of(error: BaseException, name: str, attempt: int, causes: int) -> Failure:
+    cause = None
+    if error.__cause__ is not None and causes > 0:
+        cause = _failure_of(error.__cause__, "", 0, causes - 1)
+    kind, details = type(error).__name__, None
     if isinstance(error, ApplicationError):
-        return Failure(error.type, str(error), error.details, name, attempt), error.non_retryable
-    return Failure(type(error).__name__, str(error) or repr(error), None, name, attempt), False
+        kind, details = error.type, error.details
+    return Failure(kind, str(error) or repr(error), details, name, attempt, cause=cause)

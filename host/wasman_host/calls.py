@@ -7,22 +7,29 @@ the next attempt, so that attempts are counted over crashes; a first attempt cos
 from __future__ import annotations
 
 import hashlib
+import json
+import threading
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
+from attrs import evolve
 
-from wasman_host.activity import ActivityCall, failure_of
+from wasman_host.activity import ActivityCall, failed_by
 from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
+from wasman_host.wake import in_loop
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
-    from wasman_host.activity import ActivityDefinition
+    from wasman_host.activity import ActivityDefinition, Failed
     from wasman_host.guest.live import Guest
     from wasman_host.machine import Machine, Proposal
     from wasman_host.store.protocol import Key
@@ -31,6 +38,7 @@ __all__ = ["Calls", "GivenUp", "Run"]
 
 _POLITE = 64  # replayed answers between two turns of the event loop
 _UNREGISTERED = 5.0  # seconds until somebody looks again whether an activity is registered
+_KEPT = 1.0  # seconds between two commits of what an attempt's heartbeats say
 
 
 class GivenUp(Exception):  # noqa: N818  not an error: the guest needs no more driving
@@ -62,6 +70,12 @@ class Run(Protocol):
     async def commit(self, proposal: Proposal) -> None:
         """Make it durable, then true."""
 
+    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+        """Make something durable while the instance waits for its activity; False where it does not."""
+
+    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let `work` run beside the instance, if there is a worker whose task it can be."""
+
     async def loaded(self, payload: Payload) -> Payload:
         """The payload with its bytes."""
 
@@ -72,14 +86,40 @@ class Run(Protocol):
         """It is about to be answered; raises `Evicted` where its memory was given up."""
 
 
+class Pulse:
+    """What an attempt has said of itself. Made when it first says something, or is asked.
+
+    Attributes:
+        at: When it last did, by the monotonic clock.
+        details: What its last heartbeat with details said, as JSON.
+        kept: Those details that are durable.
+        keeping: Whether a task sees to it that they are.
+        over: Set when the attempt is.
+    """
+
+    __slots__ = ("at", "details", "keeping", "kept", "over")
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.details: bytes | None = None
+        self.kept: bytes | None = None
+        self.keeping = False
+        self.over = threading.Event()
+
+
+_making = threading.Lock()
+
+
 class Calls:
     """Answers one guest's `host_call_api` where it names an activity."""
 
-    __slots__ = ("_repeated", "_run")
+    __slots__ = ("_call", "_pulse", "_repeated", "_run")
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._repeated = 0
+        self._call: ActivityCall | None = None  # the attempt that is under way
+        self._pulse: Pulse | None = None  # that attempt's
 
     async def answer(self, guest: Guest, call: abi_v0.Call) -> int:
         """What the call returns: the response's length, -1 for a failure, -2 for a response larger than its place."""
@@ -148,7 +188,7 @@ class Calls:
             run.log.warning("%s waits: %s", run.key, reason)
             await run.commit(machine.waits(number, call.name, reason, run.now() + int(_UNREGISTERED * 1e9)))
             raise GivenUp
-        retry = definition.retry
+        most = definition.retry.maximum_attempts
         attempt = machine.attempts(number) + 1
         known = machine.open_operation(number)
         failure = known.failure if known else None
@@ -156,31 +196,87 @@ class Calls:
             if known is not None and known.retry_at is not None:
                 run.waiting(until=known.retry_at)
                 await run.sleep_until(known.retry_at)
-            if retry.maximum_attempts and attempt > retry.maximum_attempts:
+            if most and attempt > most:
                 message = f"activity {call.name!r} began {attempt - 1} times and no worker survived to tell"
                 return Delivery(
                     "failed", number, failure=failure or Failure("WorkerDied", message, None, call.name, attempt - 1)
                 )
-            if known is not None:
-                await run.commit(machine.begun(number, attempt))
-            run.require_lease()
             run.waiting(until=None)
+            if definition.queued:
+                late = await self._begin(definition, number, attempt, call.name)
+                if late is not None:
+                    return Delivery("failed", number, failure=late)
+                known = machine.open_operation(number)
             try:
-                response = await self._attempt(definition, number, attempt, call)
-            except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
-                failure, non_retryable = failure_of(error, call.name, attempt)
-                run.log.warning(
-                    "attempt %d of activity %r failed: %s: %s", attempt, call.name, failure.type, failure.message
-                )
-            else:
-                self._check_response(call, response)
-                return Delivery("result", number, Payload.of(response))
-            if not retry.retries(failure, attempt, non_retryable=non_retryable):
+                if known is not None:
+                    await run.commit(machine.begun(number, attempt))
+                run.require_lease()
+                try:
+                    response = await self._attempt(definition, number, attempt, call)
+                except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
+                    failed = failed_by(error, call.name, attempt)
+                else:
+                    self._check_response(call, response)
+                    return Delivery("result", number, Payload.of(response))
+            finally:
+                said = self._ended()
+                if definition.slots is not None:
+                    definition.slots.release()
+            before, failure = failure, failed.failure
+            run.log.warning(
+                "attempt %d of activity %r failed: %s: %s", attempt, call.name, failure.type, failure.message
+            )
+            retry_at = self._retry_at(definition, failed, attempt)
+            if retry_at is None:
+                if failure.type == "ScheduleToCloseTimeout" and failure.cause is None:
+                    failure = evolve(failure, cause=before)
                 return Delivery("failed", number, failure=failure)
-            retry_at = run.now() + int(retry.delay(attempt) * 1e9)
-            await run.commit(machine.backoff(number, call.name, failure, retry_at))
+            await run.commit(machine.backoff(number, call.name, failure, retry_at, said))
             known = machine.open_operation(number)
             attempt += 1
+
+    def _retry_at(self, definition: ActivityDefinition, failed: Failed, attempt: int) -> int | None:
+        """When the next attempt begins, ns since 1970, or None where there is none."""
+        retry = definition.retry
+        if not retry.retries(failed.failure, attempt, non_retryable=failed.non_retryable):
+            return None
+        delay = retry.delay(attempt) if failed.delay is None else failed.delay
+        retry_at = self._run.now() + int(delay * 1e9)
+        if definition.schedule_to_close is not None:
+            closes = self._run.machine.time + int(definition.schedule_to_close * 1e9)
+            if retry_at >= closes:  # it could not succeed in time, so the guest hears at once why it failed
+                return None
+        return retry_at
+
+    async def _begin(self, definition: ActivityDefinition, number: int, attempt: int, name: str) -> Failure | None:
+        """Wait until the attempt may begin, and take its slot; why it may not any more, if so."""
+        run, machine, slots = self._run, self._run.machine, definition.slots
+        known = machine.open_operation(number)
+        asked = machine.time
+        scheduled = asked
+        if attempt > 1:  # each further attempt is scheduled anew
+            scheduled = known.retry_at if known is not None and known.retry_at is not None else run.now()
+        ends = {
+            "ScheduleToStartTimeout": (scheduled, definition.schedule_to_start),
+            "ScheduleToCloseTimeout": (asked, definition.schedule_to_close),
+        }
+        due = {kind: since + int(seconds * 1e9) for kind, (since, seconds) in ends.items() if seconds is not None}
+        kind = min(due, key=due.__getitem__, default="")
+        if not kind or run.now() < due[kind]:
+            if slots is None or slots.take():
+                return None
+            if known is None or known.retry_at is None:
+                # Whoever dies while it waits has begun no attempt; committed, that is known.
+                await run.commit(machine.queued(number, name, attempt - 1, run.now()))
+            with anyio.move_on_after((due[kind] - run.now()) / 1e9 if kind else None):
+                await slots.wait()
+                return None
+        field = "schedule_to_start" if kind == "ScheduleToStartTimeout" else "schedule_to_close"
+        message = (
+            f"attempt {attempt} of activity {name!r} did not begin within {getattr(definition, field):g} s "
+            f"({field}_timeout)"
+        )
+        return Failure(kind, message, None, name, attempt, cause=known.failure if known else None)
 
     def _check_response(self, call: abi_v0.Call, response: bytes) -> None:
         limit = self._run.machine.pinned.limits.response
@@ -195,6 +291,7 @@ class Calls:
         self, definition: ActivityDefinition, number: int, attempt: int, call: abi_v0.Call
     ) -> Awaitable[bytes]:
         run, machine = self._run, self._run.machine
+        known = machine.open_operation(number) if machine.record.open else None
         given = ActivityCall(
             run.key,
             machine.run,
@@ -205,16 +302,129 @@ class Calls:
             call.request,
             machine.session,
             run.now(),
+            machine.time,
+            () if known is None else known.heartbeat,
+            self,
         )
+        self._call = given
         # Without a frame of its own where there is no timeout: thousands of instances may wait here.
-        return definition.handler(given) if definition.timeout is None else _within(definition, given)
+        return self._bounded(definition, given) if definition.bounded else definition.handler(given)
 
+    async def _bounded(self, definition: ActivityDefinition, given: ActivityCall) -> bytes:
+        """The attempt, cut short by its timeouts. Raises `ApplicationError` where one is over."""
+        ends = {
+            "StartToCloseTimeout": definition.timeout,
+            "ScheduleToCloseTimeout": definition.schedule_to_close
+            and definition.schedule_to_close - (given.started - given.scheduled) / 1e9,
+        }
+        left = {kind: seconds for kind, seconds in ends.items() if seconds is not None}
+        kind = min(left, key=left.__getitem__, default="")
+        with anyio.move_on_after(max(0.0, left[kind]) if kind else None) as scope:
+            if definition.heartbeat_timeout is None:
+                return await definition.handler(given)
+            return await self._watched(definition, given)
+        assert scope.cancelled_caught, "an attempt returns, raises, or is cut short"
+        option = "start_to_close_timeout" if kind == "StartToCloseTimeout" else "schedule_to_close_timeout"
+        seconds = definition.timeout if kind == "StartToCloseTimeout" else definition.schedule_to_close
+        message = f"activity {given.name!r} did not end within {seconds:g} s ({option})"
+        raise ApplicationError(message, type=kind, non_retryable=kind == "ScheduleToCloseTimeout")
 
-async def _within(definition: ActivityDefinition, given: ActivityCall) -> bytes:
-    with anyio.move_on_after(definition.timeout):
-        return await definition.handler(given)
-    message = f"activity {given.name!r} did not end within {definition.timeout:g} s"
-    raise ApplicationError(message, type="StartToCloseTimeout")
+    async def _watched(self, definition: ActivityDefinition, given: ActivityCall) -> bytes:
+        """The attempt, cut short where its heartbeats stay away."""
+        allowed = definition.heartbeat_timeout
+        assert allowed is not None, "only heartbeats with a timeout are watched"
+        pulse = self._pulse_of(given)
+
+        silent = False
+
+        async def watch(scope: anyio.CancelScope) -> None:
+            nonlocal silent
+            while (left := pulse.at + allowed - time.monotonic()) > 0:
+                await anyio.sleep(left)
+            silent = True
+            scope.cancel()
+
+        outcome: bytes | Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, tasks.cancel_scope)
+            try:
+                outcome = await definition.handler(given)
+            except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
+                outcome = error
+            tasks.cancel_scope.cancel()
+        if isinstance(outcome, bytes):
+            return outcome
+        if isinstance(outcome, Exception) and not silent:
+            raise outcome
+        message = f"activity {given.name!r} gave no heartbeat for {allowed:g} s (heartbeat_timeout)"
+        raise ApplicationError(message, type="HeartbeatTimeout")
+
+    # What an attempt asks, from any thread
+
+    def is_over(self, call: ActivityCall) -> bool:
+        """Whether the attempt has ended or was given up."""
+        return self._call is not call
+
+    def over(self, call: ActivityCall) -> threading.Event:
+        """Set when the attempt has ended or was given up."""
+        return self._pulse_of(call).over
+
+    def heartbeat(self, call: ActivityCall, details: bytes | None) -> None:
+        """The attempt lives, and wants the next one to know of `details`, a list as JSON.
+
+        They are made durable at once, then at most once a second.
+        """
+        pulse = self._pulse_of(call)
+        pulse.at = time.monotonic()
+        if details is None or details == pulse.details:
+            return
+        pulse.details = details
+        if not pulse.keeping:
+            if in_loop():
+                self._keep(call, pulse)
+            else:
+                anyio.from_thread.run_sync(self._keep, call, pulse)
+
+    def _pulse_of(self, call: ActivityCall) -> Pulse:
+        with _making:
+            if self._call is not call:  # nobody asks any more
+                pulse = Pulse()
+                pulse.over.set()
+                return pulse
+            if self._pulse is None:
+                self._pulse = Pulse()
+            return self._pulse
+
+    def _keep(self, call: ActivityCall, pulse: Pulse) -> None:
+        if pulse.keeping or self._call is not call:
+            return
+        pulse.keeping = True
+        run, machine = self._run, self._run.machine
+
+        async def keep() -> None:
+            while self._call is call:
+                details = pulse.details
+                if details == pulse.kept:
+                    pulse.keeping = False
+                    if pulse.details is details:  # else one has come in between, which saw that somebody keeps it
+                        return
+                    pulse.keeping = True
+                    continue
+                said = json.loads(details or b"[]")
+                if await run.commit_beside(partial(machine.heartbeat, call.operation, call.name, call.attempt, said)):
+                    pulse.kept = details
+                await anyio.sleep(_KEPT)
+
+        run.beside(keep)
+
+    def _ended(self) -> list[object] | None:
+        """The attempt is over; what its last heartbeat said, if it did."""
+        with _making:
+            pulse, self._pulse, self._call = self._pulse, None, None
+        if pulse is None:
+            return None
+        pulse.over.set()
+        return None if pulse.details is None else list(json.loads(pulse.details))
 
 
 def respond(guest: Guest, call: abi_v0.Call, data: bytes) -> int:

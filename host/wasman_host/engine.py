@@ -132,6 +132,17 @@ class Engine:
         """What answers calls of `name`, or None."""
         return self.activities.get(name, self._fallback)
 
+    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let `work` run as a task of this worker; where it runs none, it is left undone."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self._guarded, work)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception:
+            logger.exception("worker %s: work beside an instance was given up by an internal error", self.worker)
+
     async def module(self, digest: str) -> GuestModule:
         """A run's module, compiled once a process.
 

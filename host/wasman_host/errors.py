@@ -24,6 +24,7 @@
     │   └── StreamError                       a source or sink cannot be used
     │       └── SourceChangedError            ... because the source is no longer what it was at the start
     ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
+    ├── ActivityCancelledError                what an activity does is no longer wanted: it should stop
     ├── ApplicationError                      raised by activities: a failure with a type and details
     ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
@@ -37,11 +38,15 @@ or wait (`StoreUnavailableError`). `ConcurrentExecutionError` needs nothing: the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 __all__ = [
+    "ActivityCancelledError",
     "ActivityError",
     "ApplicationError",
     "BlockedError",
@@ -86,6 +91,7 @@ class Failure:
         activity: The activity that failed, or "" where the failure is not an activity's.
         attempt: The attempt that failed, from 1; 0 where the failure is not an activity's.
         backtrace: The guest's wasm backtrace, or "" where there is none.
+        cause: What brought it about: of an exception its `__cause__`, of a timeout the attempt before; or None.
     """
 
     type: str
@@ -94,6 +100,7 @@ class Failure:
     activity: str = ""
     attempt: int = 0
     backtrace: str = ""
+    cause: Failure | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The stored form; empty fields are left out."""
@@ -104,6 +111,7 @@ class Failure:
             "activity": self.activity,
             "attempt": self.attempt,
             "backtrace": self.backtrace,
+            "cause": self.cause and self.cause.as_json(),
         }
         kept = {"type", "message"} if self.details is None else {"type", "message", "details"}
         return {name: value for name, value in fields.items() if value or name in kept}
@@ -118,6 +126,7 @@ class Failure:
             activity=str(fields.get("activity", "")),
             attempt=int(fields.get("attempt", 0)),
             backtrace=str(fields.get("backtrace", "")),
+            cause=cls.of_json(fields["cause"]) if fields.get("cause") else None,
         )
 
     def __str__(self) -> str:
@@ -245,6 +254,10 @@ class ActivityError(WasmanError):
         self.failure = failure
 
 
+class ActivityCancelledError(WasmanError):
+    """This attempt is over: the run was cancelled or has ended, the attempt timed out, or its worker gave it up."""
+
+
 class ApplicationError(WasmanError):
     """Raise this in an activity to say more than a Python exception can.
 
@@ -253,13 +266,23 @@ class ApplicationError(WasmanError):
         type: A short name that the guest can compare; the class name by default.
         details: Anything JSON can hold.
         non_retryable: True where another attempt cannot help.
+        next_retry_delay: When the next attempt begins, if there is one, instead of what the retry policy says.
     """
 
-    def __init__(self, message: str, *, type: str = "", details: Any = None, non_retryable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: str = "",
+        details: Any = None,
+        non_retryable: bool = False,
+        next_retry_delay: timedelta | None = None,
+    ) -> None:
         super().__init__(message)
         self.type = type or self.__class__.__name__
         self.details = details
         self.non_retryable = non_retryable
+        self.next_retry_delay = next_retry_delay
 
 
 class SimulatedCrashError(WasmanError):

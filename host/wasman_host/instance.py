@@ -55,7 +55,7 @@ from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unre
 from wasman_host.stored import columns_of, mail_address, open_record, open_tail
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
@@ -123,6 +123,7 @@ class Instance:
     __slots__ = (
         "_ahead",
         "_baseline",
+        "_beside",
         "_blocking",
         "_calls",
         "_committing",
@@ -175,6 +176,7 @@ class Instance:
         self._nonce = secrets.token_hex(8)  # drawn once: with the version behind it, it is drawn for each commit
         self._scope = anyio.CancelScope()
         self._committing = False
+        self._beside: anyio.Event | None = None  # set when what is committed beside this task is
         self._ending: Terminating | None = None
         self._blocking: BlockedError | None = None
         self._leaving = False
@@ -879,6 +881,8 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
+        while self._beside is not None:
+            await self._beside.wait()
         # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
         # unknown, and what is committed instead would be taken for the same commit, by its nonce.
         if self._scope.cancel_called:
@@ -888,6 +892,12 @@ class Instance:
             outcome = await self._durable(self._change(proposal))
         finally:
             self._committing = False
+        self._accept(proposal, outcome)
+        if self.owns and self._interrupted:
+            self._scope.cancel()
+            await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def _accept(self, proposal: Proposal, outcome: Won | Lost | Unread) -> None:
         match outcome:
             case Won(version=version, mail=mail):
                 self._version, self._ahead, self.mailed = version, None, mail > 0
@@ -903,9 +913,32 @@ class Instance:
             case _:
                 assert_never(outcome)
         self.owns = proposal.keeps_owner
-        if self.owns and self._interrupted:
+
+    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let `work` run beside this task, as a task of the worker."""
+        self._engine.beside(work)
+
+    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+        """Commit while this instance's own task waits for an activity; False where it is about something else.
+
+        What the task commits next waits for it: there is one commit at a time.
+        """
+        if self._committing or not self._waits or not self.owns or self._interrupted:
+            return False
+        self._beside, self._committing = anyio.Event(), True
+        try:
+            proposal = propose()
+            self._accept(proposal, await self._durable(self._change(proposal)))
+        except ConcurrentExecutionError as error:
+            self.log.info("%s", error)
+            self.owns = False
+        finally:
+            self._committing = False
+            self._beside.set()
+            self._beside = None
+        if not self.owns or self._interrupted:
             self._scope.cancel()
-            await anyio.lowlevel.checkpoint_if_cancelled()
+        return self.owns
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record

@@ -381,9 +381,14 @@ class Machine:
             return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
         return self._logging(deliveries, now)
 
-    def backoff(self, number: int, name: str, failure: Failure, retry_at: int) -> Proposal:
-        """Record a failed attempt and when the next one begins."""
-        operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure)
+    def backoff(
+        self, number: int, name: str, failure: Failure, retry_at: int, heartbeat: Sequence[Any] | None = None
+    ) -> Proposal:
+        """Record a failed attempt, what its heartbeats have said (None: nothing new), and when the next one begins."""
+        if heartbeat is None:
+            known = self.open_operation(number)
+            heartbeat = known.heartbeat if known is not None else ()
+        operation = OpenOperation(number, "call", name, failure.attempt, retry_at, failure, heartbeat)
         record = evolve(self.record, open=(*self._settled_open(number), operation))
         return Proposal(record, self.tail, settles=True)
 
@@ -393,6 +398,20 @@ class Machine:
         assert known is not None, "an attempt follows a recorded backoff"
         operation = evolve(known, attempts=attempt, retry_at=None)
         record = evolve(self.record, status=Status.RUNNING, reason="", open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
+
+    def queued(self, number: int, name: str, attempts: int, now: int) -> Proposal:
+        """Record that `attempts` have begun and the next one waits for its turn, so that a takeover does not count."""
+        known = self.open_operation(number) or OpenOperation(number, "call", name)
+        operation = evolve(known, attempts=attempts, retry_at=now)
+        record = evolve(self.record, open=(*self._settled_open(number), operation))
+        return Proposal(record, self.tail, settles=True)
+
+    def heartbeat(self, number: int, name: str, attempt: int, details: Sequence[Any]) -> Proposal:
+        """Record what the attempt under way says of itself, for the next one."""
+        known = self.open_operation(number) or OpenOperation(number, "call", name)
+        operation = evolve(known, attempts=attempt, retry_at=None, heartbeat=details)
+        record = evolve(self.record, open=(*self._settled_open(number), operation))
         return Proposal(record, self.tail, settles=True)
 
     def waits(self, number: int, name: str, reason: str, wake: int) -> Proposal:

@@ -160,6 +160,7 @@ class OpenOperation:
         attempts: Attempts that have begun so far.
         retry_at: When the next attempt begins, ns since 1970; None while an attempt is under way.
         failure: How the last attempt failed.
+        heartbeat: What the attempts so far have said last, JSON's values.
     """
 
     number: int
@@ -168,6 +169,19 @@ class OpenOperation:
     attempts: int = 0
     retry_at: int | None = None
     failure: Failure | None = None
+    heartbeat: Sequence[Any] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored form."""
+        fields = {
+            "number": self.number,
+            "kind": self.kind,
+            "name": self.name,
+            "attempts": self.attempts,
+            "retry_at": self.retry_at,
+            "failure": self.failure and self.failure.as_json(),
+        }
+        return {**fields, "heartbeat": self.heartbeat} if self.heartbeat else fields
 
 
 @frozen
@@ -260,10 +274,7 @@ def encode_record(record: Record) -> bytes:
             "size": snapshot.size,
             "first": snapshot.first,
         },
-        "open": [
-            {**asdict(operation), "failure": operation.failure and operation.failure.as_json()}
-            for operation in record.open
-        ],
+        "open": [operation.as_json() for operation in record.open],
         "result": record.result and record.result.as_json(),
         "failure": record.failure and record.failure.as_json(),
         "publishing": record.publishing and {"sinks": record.publishing.sinks},

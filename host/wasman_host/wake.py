@@ -15,7 +15,7 @@ import sniffio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Answer", "call_later", "call_soon"]
+__all__ = ["Answer", "call_later", "call_soon", "in_loop"]
 
 T = TypeVar("T")
 
@@ -79,6 +79,15 @@ class Answer(Generic[T]):
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # T may be None itself
+
+
+def in_loop() -> bool:
+    """Whether this thread runs an event loop, and not some work for one."""
+    try:
+        sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        return False
+    return True
 
 
 def call_soon(callback: Callable[[], None]) -> None:

@@ -153,15 +153,21 @@ async def test_skipping_can_be_switched_off() -> None:
 
 
 async def test_backoffs_are_skipped_and_evicted_guests_come_back_in_time() -> None:
-    async with WorkflowEnvironment(
-        workflows=[ORDER, flow(wat.sleep(30 * DAY), name="evicted")], start=START, max_guest_memory=0
-    ) as env:
-        mock = env.mock_activity(charge, raises=ValueError("the bank is closed"))
-        evicted = await env.client.start_workflow("evicted", id="evicted")
+    tries: list[timedelta] = []
+
+    def closed(_: Order) -> Receipt:
+        tries.append(env.now() - START)
+        raise ValueError("the bank is closed")
+
+    evicted, other = flow(wat.sleep(30 * DAY), name="evicted"), flow(wat.sleep(60 * 10**9), name="other")
+    async with WorkflowEnvironment(workflows=[ORDER, evicted, other], start=START, max_guest_memory=0) as env:
+        mock = env.mock_activity(charge, does=closed)
+        handle = await env.client.start_workflow("evicted", id="evicted")
+        await env.client.start_workflow("other", id="other")  # its timer fires in the middle of a backoff
         assert await env.client.execute_workflow("flow", id="w") == [-1]
         assert [call.attempt for call in mock.calls] == [1, 2, 3]
-        assert env.now() == START + timedelta(hours=3)
-        assert (await evicted.result(), env.now()) == ([0], START + timedelta(days=30))
+        assert tries == [timedelta(0), timedelta(hours=1), timedelta(hours=3)]
+        assert (await handle.result(), env.now()) == ([0], START + timedelta(days=30))
 
 
 # Mocks

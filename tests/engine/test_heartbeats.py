@@ -1,0 +1,210 @@
+"""What attempts say of themselves outlives them: failed attempts, dead workers, workers that leave."""
+
+import anyio
+import pytest
+
+from tests import wat
+from tests.lab import AT_ONCE, Lab, answers
+from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
+from wasman_host.record import OpenOperation
+from wasman_host.slots import Slots
+
+ASKS = wat.script(wat.call("copies"))
+
+
+@pytest.fixture(params=["lab", "disk", "folder"])
+def any_lab(request: pytest.FixtureRequest) -> Lab:
+    lab: Lab = request.getfixturevalue(request.param)
+    return lab
+
+
+async def kept(lab: Lab, details: object) -> None:
+    """Wait until these details are durable."""
+    while [one.heartbeat for one in (await lab.record()).open] != [details]:
+        await anyio.sleep(0.005)
+
+
+async def test_the_attempt_after_a_dead_worker_reads_what_was_said(any_lab: Lab) -> None:
+    lab, durable = any_lab, anyio.Event()
+    seen: list[tuple[int, object]] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        seen.append((call.attempt, list(call.heartbeat)))
+        if call.attempt == 1:
+            call.attempts.heartbeat(call, b'["row", 7]')
+            await kept(lab, ["row", 7])
+            durable.set()
+            await anyio.sleep_forever()
+        return b"1"
+
+    await lab.start(ASKS)
+    await lab.dies(answers("copies", copies), when=durable)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert seen == [(1, []), (2, ["row", 7])]
+    assert not (await lab.record()).open
+
+
+async def test_a_worker_that_leaves_hands_over_what_was_said(lab: Lab) -> None:
+    seen: list[tuple[int, object]] = []
+    began = anyio.Event()
+
+    async def copies(call: ActivityCall) -> bytes:
+        seen.append((call.attempt, list(call.heartbeat)))
+        if len(seen) == 1:
+            call.attempts.heartbeat(call, b"[1]")
+            await kept(lab, [1])
+            began.set()
+            await anyio.sleep_forever()
+        return b"1"
+
+    await lab.start(ASKS)
+    async with lab.worker(answers("copies", copies)):
+        await began.wait()
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert seen == [(1, []), (1, [1])]  # nobody died, so it is the same attempt
+
+
+async def test_what_was_said_last_outlives_a_failure_although_it_was_not_due(lab: Lab) -> None:
+    seen: list[object] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        seen.append(list(call.heartbeat))
+        if len(seen) < 3:
+            for n in range(1000):
+                call.attempts.heartbeat(call, b"[%d]" % (1000 * len(seen) + n))
+            raise OSError("again")
+        return b"1"
+
+    await lab.start(ASKS)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert seen == [[], [1999], [2999]]
+
+
+async def test_a_failure_without_a_heartbeat_forgets_nothing(lab: Lab) -> None:
+    seen: list[object] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        seen.append(list(call.heartbeat))
+        if len(seen) == 1:
+            call.attempts.heartbeat(call, b"[1]")
+        if len(seen) < 4:
+            raise OSError("again")
+        return b"1"
+
+    await lab.start(ASKS)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert seen == [[], [1], [1], [1]]
+
+
+async def test_heartbeats_in_a_tight_loop_are_written_once(lab: Lab) -> None:
+    version: list[int] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        version.append((await lab.look()).stored.version)
+        call.attempts.heartbeat(call, b"[0]")
+        await kept(lab, [0])
+        for n in range(4000):
+            call.attempts.heartbeat(call, b"[%d]" % n)
+            await anyio.lowlevel.checkpoint()
+        version.append((await lab.look()).stored.version)
+        await kept(lab, [3999])  # a second later
+        version.append((await lab.look()).stored.version)
+        return b"1"
+
+    await lab.start(ASKS)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    first, second, third = version
+    assert (second - first, third - first) == (1, 2)
+
+
+async def test_a_heartbeat_without_details_writes_nothing(lab: Lab) -> None:
+    version: list[int] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        for _ in range(2):
+            call.attempts.heartbeat(call, None)
+            await anyio.sleep(0.01)
+            version.append((await lab.look()).stored.version)
+        return b"1"
+
+    await lab.start(ASKS)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert version[0] == version[1]
+
+
+async def test_the_answer_waits_for_a_heartbeat_that_is_being_written(any_lab: Lab) -> None:
+    # Both are commits of one version: had they been made at once, one would be lost, or taken for the other.
+    async def copies(call: ActivityCall) -> bytes:
+        call.attempts.heartbeat(call, b"[%d]" % call.operation)
+        await anyio.lowlevel.checkpoint()
+        return b"%d" % call.operation
+
+    await any_lab.start(wat.script(*[wat.call("copies")] * 20))
+    assert await any_lab.complete(answers("copies", copies)) == list(range(20))
+
+
+async def test_a_heartbeat_of_an_attempt_that_is_over_changes_nothing(lab: Lab) -> None:
+    calls: list[ActivityCall] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        calls.append(call)
+        if len(calls) == 1:
+            raise OSError("again")
+        calls[0].attempts.heartbeat(calls[0], b"[1]")
+        assert calls[0].attempts.is_over(calls[0])
+        assert calls[0].attempts.over(calls[0]).is_set()
+        assert not call.attempts.is_over(call)
+        await anyio.sleep(0.01)
+        return b"%d" % len((await lab.record()).open[0].heartbeat)
+
+    await lab.start(ASKS)
+    assert await lab.complete(answers("copies", copies)) == [0]
+
+
+async def test_an_evicted_guests_activity_heartbeats_all_the_same(lab: Lab) -> None:
+    async def copies(call: ActivityCall) -> bytes:
+        [instance] = engine._live.values()
+        assert instance.evict()
+        call.attempts.heartbeat(call, b"[1]")
+        await kept(lab, [1])
+        return b"1"
+
+    await lab.start(ASKS)
+    async with lab.worker(answers("copies", copies)) as engine:
+        assert await lab.result() == [1]
+
+
+async def test_who_dies_while_a_call_waits_for_its_turn_has_begun_no_attempt(lab: Lab) -> None:
+    slots = Slots(at_once=1)
+    waits = anyio.Event()
+
+    async def first(call: ActivityCall) -> bytes:
+        await anyio.sleep_forever()
+        return call.request
+
+    async def second(call: ActivityCall) -> bytes:
+        return b"%d" % call.attempt
+
+    once = Retry(initial_interval=0.0, maximum_attempts=1)
+    await lab.start(wat.script(wat.call("first")), id="first")
+    held = ActivityDefinition("first", first, AT_ONCE, slots=slots)
+    queued = ActivityDefinition("second", second, once, slots=slots)
+
+    async def look() -> None:
+        while not (await lab.look("first")).stored.columns.owner:
+            await anyio.sleep(0.005)
+        await lab.start(wat.script(wat.call("second")), id="second")
+        while not (await lab.record("second")).open:
+            await anyio.sleep(0.005)
+        waits.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        await lab.dies(held, queued, when=waits)
+    assert (await lab.record("second")).open[0].attempts == 0
+    async with lab.worker(ActivityDefinition("second", second, once)):
+        assert await lab.result("second") == [1]
+
+
+def test_a_record_without_heartbeats_is_written_as_before() -> None:
+    assert "heartbeat" not in OpenOperation(0, "call", "copies").as_json()
