@@ -11,6 +11,7 @@ from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelSource",
     "Client",
     "Engine",
+    "ExecuteActivityInput",
     "FileSink",
     "FileSource",
     "HistoryEvent",
@@ -43,6 +45,7 @@ __all__ = [
     "SyncTestRunner",
     "TestRunner",
     "Worker",
+    "WorkerInterceptor",
     "Workflow",
     "WorkflowDescription",
     "WorkflowHandle",

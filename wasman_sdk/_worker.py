@@ -18,6 +18,7 @@ from wasman_host.residents import Residency
 from wasman_sdk import _collector
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
+from wasman_sdk._interceptors import WorkerInterceptor
 from wasman_sdk._retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Worker:
         fallback: FallbackHandler | None = None,
         fallback_retry: RetryPolicy | None = None,
         resources: Sequence[object] | Callable[[], Lifespan] = (),
+        interceptors: Sequence[WorkerInterceptor] = (),
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
         max_guests: int | None = None,
@@ -77,6 +79,7 @@ class Worker:
             resources: Objects injected into activities by their type; or a function that gives a context manager,
                 async or not, which gives them (one, or a list): it is entered before the first call and left after the
                 last, each time that the worker is.
+            interceptors: What is put around each attempt of an activity, the first outermost.
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
             max_guests: How many of them are in memory; by default as many as the kernel's limit of mappings allows. Of
@@ -98,6 +101,10 @@ class Worker:
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
+        self._interceptors = tuple(interceptors)
+        if wrong := [one for one in self._interceptors if not isinstance(one, WorkerInterceptor)]:
+            message = f"interceptors= takes objects of subclasses of WorkerInterceptor, and {wrong[0]!r} is none"
+            raise TypeError(message)
         self._queues = tuple(queues)
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
@@ -133,8 +140,8 @@ class Worker:
         room = None if self._most is None else anyio.Semaphore(self._most)
         fallback = None
         if self._fallback is not None:
-            fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room)
-        return definitions(self._functions, resources, threads, room), fallback
+            fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room, self._interceptors)
+        return definitions(self._functions, resources, threads, room, self._interceptors), fallback
 
     async def _opened(self, stack: contextlib.AsyncExitStack) -> Sequence[object]:
         """The resources, which `stack` closes."""
