@@ -102,7 +102,8 @@ class Worker:
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
         self._interceptors = tuple(interceptors)
-        if wrong := [one for one in self._interceptors if not isinstance(one, WorkerInterceptor)]:
+        given: tuple[object, ...] = self._interceptors
+        if wrong := [one for one in given if not isinstance(one, WorkerInterceptor)]:
             message = f"interceptors= takes objects of subclasses of WorkerInterceptor, and {wrong[0]!r} is none"
             raise TypeError(message)
         self._queues = tuple(queues)
