@@ -11,7 +11,7 @@ EXPECTED = {
     "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
     "StartWorkflowOptions", "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy",
     "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
-    "WorkflowHandle", "activity", "errors", "module_digest",
+    "WorkflowFilter", "WorkflowHandle", "WorkflowPage", "activity", "errors", "module_digest",
 }  # fmt: skip
 
 
