@@ -12,6 +12,7 @@ from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDesc
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
+from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
@@ -48,9 +49,11 @@ __all__ = [
     "WorkerInterceptor",
     "Workflow",
     "WorkflowDescription",
+    "WorkflowFilter",
     "WorkflowHandle",
     "WorkflowIDConflictPolicy",
     "WorkflowIDReusePolicy",
+    "WorkflowPage",
     "activity",
     "errors",
     "module_digest",
