@@ -12,6 +12,8 @@ from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
+from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import Session
@@ -30,6 +32,7 @@ __all__ = [
     "ChannelSource",
     "Client",
     "Engine",
+    "ExecuteActivityInput",
     "FileSink",
     "FileSource",
     "HistoryEvent",
@@ -50,11 +53,14 @@ __all__ = [
     "SyncTestRunner",
     "TestRunner",
     "Worker",
+    "WorkerInterceptor",
     "Workflow",
     "WorkflowDescription",
+    "WorkflowFilter",
     "WorkflowHandle",
     "WorkflowIDConflictPolicy",
     "WorkflowIDReusePolicy",
+    "WorkflowPage",
     "activity",
     "errors",
     "module_digest",
