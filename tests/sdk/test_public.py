@@ -10,7 +10,7 @@ EXPECTED = {
 <<<<<<< HEAD
     "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
     "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session",
-    "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncEngine",
+    "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncClient", "SyncWorkflowHandle", "SyncEngine",
     "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle",
     "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy", "activity", "errors", "module_digest",
 }  # fmt: skip
