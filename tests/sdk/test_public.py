@@ -7,50 +7,13 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors, testing
 
 EXPECTED = {
-    "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
-    "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session",
-    "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncClient", "SyncWorkflowHandle", "SyncEngine",
-    "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle",
-    "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy", "activity", "errors", "module_digest",
+    "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine",
+    "ExecuteActivityInput", "FileSink", "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy",
+    "Runner", "RunnerOptions", "Session", "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions",
+    "StreamContext", "SyncClient", "SyncEngine", "SyncRunner", "SyncTestRunner", "SyncWorkflowHandle", "TestRunner",
+    "Worker", "WorkerInterceptor", "Workflow", "WorkflowDescription", "WorkflowFilter", "WorkflowHandle",
+    "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy", "WorkflowPage", "activity", "errors", "module_digest",
 }  # fmt: skip
-=======
-    "ActivityInfo",
-    "Channel",
-    "ChannelSink",
-    "ChannelSource",
-    "Client",
-    "Engine",
-    "ExecuteActivityInput",
-    "FileSink",
-    "FileSource",
-    "HistoryEvent",
-    "Limits",
-    "PendingActivity",
-    "RetryPolicy",
-    "Runner",
-    "RunnerOptions",
-    "Session",
-    "Sink",
-    "Source",
-    "StartWorkflowOptions",
-    "SyncEngine",
-    "SyncRunner",
-    "SyncTestRunner",
-    "TestRunner",
-    "Worker",
-    "WorkerInterceptor",
-    "Workflow",
-    "WorkflowDescription",
-    "WorkflowFilter",
-    "WorkflowHandle",
-    "WorkflowIDConflictPolicy",
-    "WorkflowIDReusePolicy",
-    "WorkflowPage",
-    "activity",
-    "errors",
-    "module_digest",
-}
->>>>>>> main
 
 
 def test_all_is_exact_and_sorted() -> None:

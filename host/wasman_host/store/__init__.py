@@ -112,8 +112,8 @@ def open_store(url: str) -> Store:
         scheme, path = "file://", url
     if not path or "\0" in path:
         message = (
-            f"{redacted(url)!r} names no store: use sqlite:///relative.db, sqlite:////absolute/path.db, file://relative/folder, "
-            "file:///absolute/folder or memory://"
+            f"{redacted(url)!r} names no store: use sqlite:///relative.db, sqlite:////absolute/path.db, "
+            "file://relative/folder, file:///absolute/folder or memory://"
         )
         raise InvalidArgumentError(message)
     if scheme == "sqlite:///":
