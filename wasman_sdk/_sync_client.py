@@ -127,7 +127,7 @@ class SyncClient:
 
     def deploy(self, workflow: Workflow[Any, Any]) -> str:
         """As `Client.deploy`."""
-        return self._open().call(self._client.deploy, workflow)
+        return self._open().call(lambda: self._client.deploy(workflow))
 
     def deploy_absent(self, workflow: Workflow[Any, Any]) -> None:
         """As `Client.deploy_absent`."""
