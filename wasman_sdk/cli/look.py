@@ -12,7 +12,7 @@ from wasman_host.store.protocol import Status
 from wasman_sdk import BlockedError
 from wasman_sdk.cli.errors import IMPOSSIBLE, Refused
 from wasman_sdk.cli.options import existing, json_option, over, store_option, tenant_option
-from wasman_sdk.cli.output import moment, one_line, plain, print_json, print_table
+from wasman_sdk.cli.output import moment, one_line, plain, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,10 +138,7 @@ def _print_description(description: WorkflowDescription) -> None:
         "memo": json.dumps(description.memo, ensure_ascii=False) if description.memo else "",
         "undelivered": ", ".join(f"{kind} {message}" for message, kind in description.undelivered),
     }
-    for name, value in fields.items():
-        if value:
-            first, *more = value.splitlines()
-            click.echo("\n".join([f"{name:12}{plain(first)}", *(f"{'':12}{plain(line)}" for line in more)]))
+    print_fields(fields)
     for pending in description.pending:
         when = f", next at {moment(pending.next_attempt)} UTC" if pending.next_attempt else ""
         failure = f", last failure: {one_line(pending.last_failure)}" if pending.last_failure else ""
