@@ -242,7 +242,11 @@ async def test_an_id_used_twice(client: Client) -> None:
     handle = await client.start_workflow(flow(wat.script()), None, id="twice")
     with pytest.raises(WorkflowAlreadyExistsError) as raised:
         await client.start_workflow(flow(wat.script()), None, id="twice")
-    assert str(raised.value) == (f"workflow id 'twice' is taken by run {handle.run_id}; use another id, or its handle")
+    assert str(raised.value) == (
+        f"workflow id 'twice' is taken by run {handle.run_id}, which is running; use another id, or its handle, or "
+        "start with an id_conflict_policy: use_existing or terminate_existing"
+    )
+    assert raised.value.run_id == handle.run_id
     async with Worker(client):
         assert await handle.result() == []
 

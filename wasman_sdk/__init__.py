@@ -2,6 +2,7 @@
 
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
+from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from wasman_sdk import errors
 from wasman_sdk._activity import activity
 from wasman_sdk._attempt import ActivityInfo
@@ -13,6 +14,7 @@ from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
+from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
 from wasman_sdk.errors import *  # noqa: F403  every error is public, and `errors.__all__` lists them
@@ -35,6 +37,7 @@ __all__ = [
     "Session",
     "Sink",
     "Source",
+    "StartWorkflowOptions",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
@@ -43,6 +46,8 @@ __all__ = [
     "Workflow",
     "WorkflowDescription",
     "WorkflowHandle",
+    "WorkflowIDConflictPolicy",
+    "WorkflowIDReusePolicy",
     "activity",
     "errors",
     "module_digest",

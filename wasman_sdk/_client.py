@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import anyio
 import anyio.to_thread
-from attrs import evolve
 from pydantic import TypeAdapter
 
 from wasman_host import control, deployments, starting
 from wasman_host.errors import InvalidArgumentError, WorkflowNotFoundError
 from wasman_host.guest.module import digest
 from wasman_host.ids import validated_id
-from wasman_host.payload import JSON, Payload
+from wasman_host.record import Limits
 from wasman_host.store import open_store
 from wasman_host.store.protocol import Filter, Status, Store
 from wasman_sdk._descriptions import WorkflowDescription, description_of
 from wasman_sdk._handle import WorkflowHandle
-from wasman_sdk._session import Session, bind
+from wasman_sdk._starting import Options, StartWorkflowOptions
+from wasman_sdk._workflow import Workflow, input_payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
-    from wasman_sdk._workflow import Workflow
+    from typing_extensions import Unpack
+
+    from wasman_host.payload import Payload
+
 
 __all__ = ["Client"]
 
@@ -142,15 +145,7 @@ class Client:
 
     @overload
     async def start_workflow(
-        self,
-        workflow: Workflow[In, Out],
-        given: In,
-        *,
-        id: str,
-        session: Session | None = None,
-        memo: Mapping[str, Any] | None = None,
-        search_attributes: Mapping[str, str] | None = None,
-        queue: str = "default",
+        self, workflow: Workflow[In, Out], given: In, *, id: str, **options: Unpack[StartWorkflowOptions]
     ) -> WorkflowHandle[Out]: ...
 
     @overload
@@ -161,23 +156,12 @@ class Client:
         *,
         id: str,
         result_type: type[Out],
-        session: Session | None = None,
-        memo: Mapping[str, Any] | None = None,
-        search_attributes: Mapping[str, str] | None = None,
-        queue: str = "default",
+        **options: Unpack[StartWorkflowOptions],
     ) -> WorkflowHandle[Out]: ...
 
     @overload
     async def start_workflow(
-        self,
-        workflow: str,
-        given: Any = None,
-        *,
-        id: str,
-        session: Session | None = None,
-        memo: Mapping[str, Any] | None = None,
-        search_attributes: Mapping[str, str] | None = None,
-        queue: str = "default",
+        self, workflow: str, given: Any = None, *, id: str, **options: Unpack[StartWorkflowOptions]
     ) -> WorkflowHandle[Any]: ...
 
     async def start_workflow(
@@ -186,52 +170,45 @@ class Client:
         given: Any = None,
         *,
         id: str,
-        session: Session | None = None,
-        memo: Mapping[str, Any] | None = None,
-        search_attributes: Mapping[str, str] | None = None,
-        queue: str = "default",
         result_type: Any = Any,
+        **options: Unpack[StartWorkflowOptions],
     ) -> WorkflowHandle[Any]:
-        """Start a durable instance; it is on disk when this returns, whether or not a worker runs.
+        """Start a durable run; it is on disk when this returns, whether or not a worker runs.
 
         Args:
             workflow: The workflow, or its name where only that is known.
             given: Its input.
             id: The workflow id: 1 to 200 bytes of UTF-8 without "/", ".." or control characters.
-            session: How it is bound to the outside world.
-            memo: For people; JSON.
-            search_attributes: To find it by.
-            queue: The task queue whose workers may run it.
             result_type: What `result()` gives, where the workflow is only a name.
+            options: As of `StartWorkflowOptions`: session, memo, search_attributes, queue, id_conflict_policy,
+                id_reuse_policy, execution_timeout, run_timeout, start_delay.
+
+        Returns:
+            A handle of the run that was started, or of the open one that is used instead.
 
         Raises:
-            InvalidArgumentError: The id, input or session cannot be used.
-            WorkflowAlreadyExistsError: The id is taken.
+            InvalidArgumentError: The id, the input, the session or an option cannot be used.
+            WorkflowAlreadyExistsError: The id has a run, and the policies refuse another one.
             WorkflowNotFoundError: Nothing is deployed under the name.
             InvalidModuleError: The workflow's module cannot be run.
         """
         validated_id(id)
+        chosen = Options(**options)
         if isinstance(workflow, str):
             name, output = workflow, _ANY if result_type is Any else TypeAdapter(result_type)
-            payload = Payload.of(_ANY.dump_json(given), JSON)
-            options = starting.StartOptions()
+            payload = input_payload(name, given)
+            host, session = await chosen.for_host(id, "", Limits())
         else:
             name, output = workflow.name, workflow.output
             payload = workflow.payload(given)
-            options = starting.StartOptions(resume=workflow.resume, limits=workflow.limits)
-        options = evolve(options, memo=memo or {}, attributes=search_attributes or {}, queue=queue)
-        stored_session = None
-        if session is not None:
-            bound, sources, sinks = await bind(session)
-            stored_session = Payload.of(bound.model_dump_json(by_alias=True).encode(), JSON)
-            options = evolve(options, sources=sources, sinks=sinks)
+            host, session = await chosen.for_host(id, workflow.resume, workflow.limits)
         try:
-            run = await self._start(id, name, payload, stored_session, options)
+            run = await self._start(id, name, payload, session, host)
         except WorkflowNotFoundError:
             if isinstance(workflow, str):
                 raise
             await self.deploy_absent(workflow)
-            run = await self._start(id, name, payload, stored_session, options)
+            run = await self._start(id, name, payload, session, host)
         return WorkflowHandle(self.store, self.tenant, id, run, name, output)
 
     async def _start(
@@ -241,17 +218,23 @@ class Client:
 
     @overload
     async def execute_workflow(
-        self, workflow: Workflow[In, Out], given: In, *, id: str, session: Session | None = None
+        self, workflow: Workflow[In, Out], given: In, *, id: str, **options: Unpack[StartWorkflowOptions]
     ) -> Out: ...
 
     @overload
     async def execute_workflow(
-        self, workflow: str, given: Any = None, *, id: str, session: Session | None = None, result_type: type[Out]
+        self,
+        workflow: str,
+        given: Any = None,
+        *,
+        id: str,
+        result_type: type[Out],
+        **options: Unpack[StartWorkflowOptions],
     ) -> Out: ...
 
     @overload
     async def execute_workflow(
-        self, workflow: str, given: Any = None, *, id: str, session: Session | None = None
+        self, workflow: str, given: Any = None, *, id: str, **options: Unpack[StartWorkflowOptions]
     ) -> Any: ...
 
     async def execute_workflow(
@@ -260,14 +243,14 @@ class Client:
         given: Any = None,
         *,
         id: str,
-        session: Session | None = None,
         result_type: Any = Any,
+        **options: Unpack[StartWorkflowOptions],
     ) -> Any:
-        """Start an instance and wait for its result; see `start_workflow` and `WorkflowHandle.result`."""
+        """Start a run and wait for its result; see `start_workflow` and `WorkflowHandle.result`."""
         if isinstance(workflow, str):
-            handle = await self.start_workflow(workflow, given, id=id, session=session, result_type=result_type)
+            handle = await self.start_workflow(workflow, given, id=id, result_type=result_type, **options)
         else:
-            handle = await self.start_workflow(workflow, given, id=id, session=session)
+            handle = await self.start_workflow(workflow, given, id=id, **options)
         return await handle.result()
 
     @overload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from wasman_host.oplog import Entry
 
 __all__ = ["HistoryEvent", "PendingActivity", "WorkflowDescription", "description_of", "events_of"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @frozen
@@ -49,6 +51,7 @@ class WorkflowDescription:
         module: sha256 of the module that the run is pinned to, in hex.
         owner: The worker that holds it, or None.
         created: When the run was started.
+        expires: When a timeout ends it, or None.
         closed: When it ended, or None.
         log_entries: Deliveries in its log.
         snapshots: Deltas over its base image.
@@ -57,6 +60,8 @@ class WorkflowDescription:
         pending: Calls that wait.
         undelivered: Mail that was accepted and came too late: (id, kind).
         memo: What the starter noted.
+        search_attributes: What it is found by.
+        previous_run_id: The run that the id had before, or ""; `get_handle(id, run_id=...)` gives it.
         limits: What its guest may use, or None where its record cannot be read.
         backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
     """
@@ -69,6 +74,7 @@ class WorkflowDescription:
     module: str
     owner: str | None
     created: datetime
+    expires: datetime | None
     closed: datetime | None
     log_entries: int
     snapshots: int
@@ -77,6 +83,8 @@ class WorkflowDescription:
     pending: tuple[PendingActivity, ...]
     undelivered: tuple[tuple[str, str], ...]
     memo: Mapping[str, Any]
+    search_attributes: Mapping[str, str]
+    previous_run_id: str
     limits: Limits | None
     backtrace: str
 
@@ -123,7 +131,7 @@ def events_of(entries: Sequence[Entry]) -> list[HistoryEvent]:
 
 
 def _time(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds / 1e9, tz=UTC)
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
 def description_of(found: Description) -> WorkflowDescription:
@@ -151,6 +159,7 @@ def description_of(found: Description) -> WorkflowDescription:
         module=columns.module,
         owner=columns.owner,
         created=_time(columns.created),
+        expires=_time(record.pinned.expires) if record and record.pinned.expires is not None else None,
         closed=None if columns.closed is None else _time(columns.closed),
         log_entries=found.entries,
         snapshots=len(snapshot.deltas) if snapshot else 0,
@@ -159,6 +168,8 @@ def description_of(found: Description) -> WorkflowDescription:
         pending=pending,
         undelivered=tuple(record.undelivered) if record else (),
         memo=dict(record.pinned.memo) if record else {},
+        search_attributes=dict(columns.attributes),
+        previous_run_id=record.pinned.previous if record else "",
         limits=record.pinned.limits if record else None,
         backtrace=record.failure.backtrace if record and record.failure else "",
     )

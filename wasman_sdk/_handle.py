@@ -56,7 +56,7 @@ class WorkflowHandle(Generic[Out]):
         return f"WorkflowHandle(id={self.id!r}, run_id={self.run_id!r})"
 
     async def result(self) -> Out:
-        """Wait until the run has ended; what the guest gave.
+        """Wait until the run has ended; what the guest gave. Without `run_id` it is the run that is current now.
 
         A blocked run has not ended: it is waited for, and a warning says why it stands still.
 
@@ -67,9 +67,10 @@ class WorkflowHandle(Generic[Out]):
             WorkflowNotFoundError: There is no such run.
             CorruptSnapshotError: The result is damaged.
         """
-        warned = -1
+        run, warned = self.run_id, -1
         while True:
-            found = await self._load()
+            found = await control.load(self._store, self._key, run)
+            run = found.run
             if found.columns.status in CLOSED:
                 return await self._ended(found)
             if found.columns.status is Status.BLOCKED and found.version != warned:

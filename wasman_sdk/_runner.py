@@ -323,7 +323,9 @@ class Runner:
             session = self._session
             if self._download is not None or self._upload is not None:
                 session = self._handlers(id_)
-            return await client.start_workflow(workflow, self._given, id=id_, session=session, queue=queue)
+            return await client.start_workflow(
+                workflow, self._given, id=id_, session=session, queue=queue, id_reuse_policy="reject_duplicate"
+            )
         if stored.columns.queue != queue:
             message = (
                 f"{id_!r} is an instance of workflow {stored.columns.workflow!r}, and workers live it; give the runner "

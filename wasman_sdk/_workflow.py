@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from wasman_host.errors import InvalidArgumentError
-from wasman_host.payload import Payload
+from wasman_host.payload import JSON, Payload
 from wasman_host.record import Limits
 from wasman_sdk._validation import first_problem
 
 __all__ = ["Workflow"]
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -100,6 +103,19 @@ class Workflow(Generic[In, Out]):
             InvalidArgumentError: The guest gave something else than the workflow's output type.
         """
         return cast("Out", read_result(self.output, payload, self.name))
+
+
+def input_payload(name: str, given: Any) -> Payload:
+    """The input of a workflow of which only the name is known, as it is stored.
+
+    Raises:
+        InvalidArgumentError: It is nothing that JSON can hold.
+    """
+    try:
+        return Payload.of(_ANY.dump_json(given), JSON)
+    except PydanticSerializationError as error:
+        message = f"the input of workflow {name!r} cannot be stored: {error}"
+        raise InvalidArgumentError(message) from error
 
 
 def read_result(adapter: TypeAdapter[Any], payload: Payload, name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from attrs import evolve, frozen
 
@@ -21,13 +21,16 @@ from wasman_host.errors import (
     WorkflowNotFoundError,
 )
 from wasman_host.guest.limits import check_stack
-from wasman_host.oplog import EMPTY_CHAIN, open_entries
+from wasman_host.machine import Machine, Terminating
+from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wasman_host.oplog import Entry
     from wasman_host.payload import Payload
     from wasman_host.record import Limits
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Description",
+    "closing",
     "describe",
     "describe_stored",
     "history",
@@ -72,13 +76,15 @@ class Description:
 
 
 async def load(store: Store, key: Key, run: str | None = None) -> Stored:
-    """What is stored of an instance.
+    """What is stored of an instance, or of an earlier run of it.
 
     Raises:
-        WorkflowNotFoundError: There is no such instance, or its current run is another one.
+        WorkflowNotFoundError: There is no such instance, or it never had that run.
     """
     stored = await store.load(key)
-    if stored is None or (run is not None and stored.run != run):
+    if stored is not None and run is not None and stored.run != run:
+        stored = await store.former(key, run)
+    if stored is None:
         which = f"run {run} of {key}" if run else f"instance {str(key)!r}"
         message = f"there is no {which} in this store"
         raise WorkflowNotFoundError(message)
@@ -86,10 +92,10 @@ async def load(store: Store, key: Key, run: str | None = None) -> Stored:
 
 
 async def describe(store: Store, key: Key, run: str | None = None) -> Description:
-    """An instance as it stands.
+    """An instance, or an earlier run of it, as it stands.
 
     Raises:
-        WorkflowNotFoundError: There is no such instance, or its current run is another one.
+        WorkflowNotFoundError: There is no such instance, or it never had that run.
     """
     return describe_stored(await load(store, key, run))
 
@@ -151,20 +157,60 @@ async def terminate(store: Store, key: Key, reason: str, run: str | None = None,
     """Ask that the run be ended; whoever holds the instance, or claims it next, does it.
 
     Raises:
-        WorkflowNotFoundError: There is no such instance.
-        WorkflowClosedError: It has ended already.
+        WorkflowNotFoundError: There is no such instance, or it never had that run.
+        WorkflowClosedError: The run has ended already.
     """
     stored = await load(store, key, run)
     identity = message_id or f"terminate-{secrets.token_hex(8)}"
     body = json.dumps({"reason": reason, "run": stored.run}).encode()
-    message = Message(key, identity, "terminate", seal(mail_address(key, "terminate", identity), body))
-    sent = await store.send(message)
+    sealed = seal(mail_address(key, "terminate", identity), body)
+    sent = await store.send(Message(key, identity, "terminate", sealed, run=stored.run))
     if sent is Sent.CLOSED:
+        stored = await load(store, key, stored.run)  # it may have ended just now
         text = f"{key} has ended already ({stored.columns.status.value}), so it cannot be terminated"
         raise WorkflowClosedError(text)
     if sent is Sent.ABSENT:
         text = f"there is no instance {str(key)!r} in this store"
         raise WorkflowNotFoundError(text)
+
+
+def closing(stored: Stored, reason: str, mail: Sequence[Message], now: int, *, deflate: bool = True) -> Change:
+    """The change that ends an open run which no worker ends.
+
+    Whoever lives it after all is stopped by the fence. The part of a sink stays where it is.
+
+    Args:
+        stored: What the change expects.
+        reason: Why it is terminated.
+        mail: All that nobody has consumed, which is listed as undelivered.
+        now: The store's time, in ns since 1970.
+        deflate: Whether what is stored is to be compressed.
+    """
+    key = stored.key
+    terminating = Terminating(Status.TERMINATED, "terminate", reason)
+    try:
+        record, tail = open_record(stored), open_tail(stored)
+    except BlockedError:
+        proposal = unread_end(stored, terminating, now)
+        assert proposal.record is not None, "a run's end is written down"
+        machine = Machine(key.tenant, key.id, proposal.record, proposal.tail, deflate=deflate)
+    else:
+        machine = Machine(key.tenant, key.id, record, tail, deflate=deflate)
+        proposal = machine.ended(terminating, now)
+    proposal = machine.closed_with_mail(proposal, [(message.id, message.kind) for message in mail])
+    record = cast("Record", proposal.record)
+    return Change(
+        key=key,
+        expected=(stored.run, stored.version),
+        run=stored.run,
+        nonce=secrets.token_hex(8),
+        record=seal(Address(key.tenant, key.id, stored.run, "record"), encode_record(record)),
+        columns=columns_of(record, proposal.tail.stored, owner=None, wake=None),
+        tail=encode_tail(proposal.tail),
+        entries=proposal.entries,
+        blobs=proposal.blobs,
+        consumes=proposal.consumes,
+    )
 
 
 async def unblock(store: Store, key: Key, run: str | None = None, limits: Limits | None = None) -> None:

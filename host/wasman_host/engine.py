@@ -23,11 +23,10 @@ from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
-from wasman_host.machine import Terminating
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
-from wasman_host.store.protocol import Change, Claim, Status
+from wasman_host.store.protocol import Change, Claim
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -295,7 +294,12 @@ class Engine:
 
     def adopt(self, stored: Stored, created: Proposal) -> None:
         """Live an instance that was just created by `created`, owned by this worker."""
-        if self._tasks is None or stored.columns.owner != self.worker or stored.key in self._live:
+        present = self._live.get(stored.key)  # the run before, which has ended, and whose task is about to
+        if (
+            self._tasks is None
+            or stored.columns.owner != self.worker
+            or (present is not None and present.run == stored.run)
+        ):
             self._orphans.add(stored.key)  # this worker left, or lost its lease, while the instance was created
         else:
             self._begin(self._tasks, Claim(stored, takeover=False), created)
@@ -362,7 +366,7 @@ class Engine:
         now = self.store.now()
         for instance in list(self._live.values()):
             if instance.expires is not None and now >= instance.expires:
-                instance.end(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
+                instance.expire()
 
 
 def _worker_id() -> str:

@@ -12,7 +12,7 @@
     ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
     │   ├── WorkflowFailedError               ... the guest failed it
     │   ├── WorkflowTerminatedError           ... a person ended it
-    │   └── WorkflowTimedOutError             ... its own execution timeout ended it
+    │   └── WorkflowTimedOutError             ... its own timeout ended it
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
@@ -155,7 +155,15 @@ class WasmVersionMismatchError(ModuleError):
 
 
 class WorkflowAlreadyExistsError(WasmanError):
-    """The workflow id is taken by an instance that is already there."""
+    """The workflow id is taken by an instance that is already there.
+
+    Attributes:
+        run_id: The run that it has, or "" where that is not known.
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
 
 
 class WorkflowNotFoundError(WasmanError):
@@ -191,7 +199,7 @@ class WorkflowTerminatedError(RunEndedError):
 
 
 class WorkflowTimedOutError(RunEndedError):
-    """The run's own execution timeout ended it."""
+    """The run's own execution timeout or run timeout ended it."""
 
 
 class BlockedError(WasmanError):

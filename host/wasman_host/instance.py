@@ -44,15 +44,15 @@ from wasman_host.guest.memory import Baseline
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
 from wasman_host.machine import Machine, Proposal, Terminating
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Tail, encode_tail
+from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
-from wasman_host.record import Pinned, Record, encode_record
+from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, seal, unseal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail
+from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -205,6 +205,11 @@ class Instance:
         """End the run as soon as nothing is being committed."""
         self._ending = terminating
         self._interrupt()
+
+    def expire(self) -> None:
+        """Its timeout is over: end the run as soon as nothing is being committed."""
+        if hasattr(self, "machine"):  # else it looks itself, once it is open
+            self.end(self.machine.timed_out())
 
     def block(self, error: BlockedError) -> None:
         """Make the instance stand still as soon as nothing is being committed."""
@@ -379,13 +384,15 @@ class Instance:
                 await self._close_as(terminating)
                 return False
         if self.expires is not None and self.now() >= self.expires and not publishing:
-            await self._close_as(Terminating(Status.TIMED_OUT, "timed_out", "the execution timeout is over"))
+            await self._close_as(machine.timed_out())
             return False
         if machine.record.status is Status.BLOCKED:
             # Claimed for mail that does not end it: it goes on standing still.
             await anyio.sleep(_HOLD)
             await self.commit(evolve(machine.released(self.now()), wake=None))
             return False
+        while machine.begins > self.now():  # claimed early, such as for mail
+            await self.sleep_until(machine.begins)
         if not publishing:
             await self._load()
         return not publishing
@@ -841,7 +848,8 @@ class Instance:
             self._scope = anyio.CancelScope()
             with self._scope:
                 await anyio.sleep(0 if self._interrupted else _HOLD)
-        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None)
+        # Not by its timeout either, which would be looked at again and again: unblock writes it anew.
+        columns = evolve(stored.columns, status=Status.BLOCKED, owner=None, wake=None, expires=None)
         change = Change(
             key=self.key,
             expected=(stored.run, stored.version),
@@ -855,13 +863,10 @@ class Instance:
         await self._store.commit([change])
 
     async def _end_unread(self, terminating: Terminating) -> None:
-        columns, now = self._stored.columns, self.now()
-        pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
-        failure = Failure(terminating.status.value, terminating.reason)
-        record = Record(self.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
-        tail = Tail(time=now)
-        self.machine = Machine(self.key.tenant, self.key.id, record, tail)
-        await self._commit_end(Proposal(record, tail, consumes=terminating.messages, keeps_owner=False))
+        proposal = unread_end(self._stored, terminating, self.now())
+        assert proposal.record is not None, "a run's end is written down"
+        self.machine = Machine(self.key.tenant, self.key.id, proposal.record, proposal.tail)
+        await self._commit_end(proposal)
 
     # Commits
 

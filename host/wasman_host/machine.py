@@ -129,18 +129,29 @@ def create(
     session: Payload | None,
     now: int,
     *,
+    begins: int | None = None,
     deflate: bool = True,
 ) -> Proposal:
-    """The proposal that starts a run: its record and log entry 0, which holds its input and session."""
+    """The proposal that starts a run: its record and log entry 0, which holds its input and session.
+
+    `now` and `begins` are in ns since 1970: where a run is to begin later, its guest's time begins then.
+    """
+    begins = now if begins is None else begins
     deliveries = [Delivery("start", payload=_placed(given, "payload-0-0"))]
     if session is not None:
         deliveries.append(Delivery("session", payload=_placed(session, "payload-0-1")))
-    encoded = encode_entry(0, now, 0, EMPTY_CHAIN, (), deliveries)
+    encoded = encode_entry(0, begins, 0, EMPTY_CHAIN, (), deliveries)
     sealed = seal(entry_address(tenant, id_, run, 0), encoded, after=EMPTY_CHAIN)
     blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries], deflate=deflate)
-    tail = Tail(1, now, len(sealed) + _size(blobs), digest_of(sealed))
+    tail = Tail(1, begins, len(sealed) + _size(blobs), digest_of(sealed))
     record = Record(run=run, pinned=pinned, created=now)
+    if begins > now:
+        record = evolve(record, status=Status.WAITING, reason=f"begins at {_moment(begins)}")
     return Proposal(record, tail, entries=[(0, sealed)], blobs=blobs, delivered=deliveries)
+
+
+def _moment(time: int) -> str:
+    return datetime.fromtimestamp(time / 1e9, tz=UTC).isoformat(timespec="seconds")
 
 
 class Machine:
@@ -276,6 +287,12 @@ class Machine:
     def replaying(self) -> bool:
         """Whether the log still holds deliveries that the guest has not been given again."""
         return bool(self._past)
+
+    @property
+    def begins(self) -> int:
+        """When its guest may begin, ns since 1970; 0 where it has begun, or may."""
+        waits = self.record.status is Status.WAITING and self.tail.entries == 1
+        return self.tail.time if waits and not self.record.open else 0
 
     # The guest asks
 
@@ -421,14 +438,17 @@ class Machine:
         record = evolve(self.record, status=Status.WAITING, reason=reason, open=(*self._settled_open(number), parked))
         return Proposal(record, self.tail, keeps_owner=False, wake=wake, settles=True)
 
+    def timed_out(self) -> Terminating:
+        """How the run ends where its timeout is over."""
+        return Terminating(Status.TIMED_OUT, "timed_out", f"the {self.pinned.timeout} is over")
+
     def released(self, now: int) -> Proposal:
         """Give the instance up in order, for anybody to claim."""
         return Proposal(self.record, self.tail, keeps_owner=False, wake=now)
 
     def sleeps(self, wake: int) -> Proposal:
         """Give the instance up until `wake`: until then nothing happens to it."""
-        moment = datetime.fromtimestamp(wake / 1e9, tz=UTC).isoformat(timespec="seconds")
-        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {moment}")
+        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {_moment(wake)}")
         return Proposal(record, self.tail, keeps_owner=False, wake=wake)
 
     def pin_image(self, digest: str) -> None:

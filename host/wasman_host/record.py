@@ -108,8 +108,11 @@ class Pinned:
         attributes: Search attributes.
         parent: Who started it, or None.
         queue: The task queue whose workers may claim it.
-        expires: When its execution timeout ends it, ns since 1970, or None.
+        expires: When its execution timeout or its run timeout ends it, ns since 1970, or None.
         engine: Compile settings that can change what a guest does, by name and version.
+        execution_expires: When its execution timeout ends it and whatever continues it, ns since 1970, or None.
+        run_timeout: How long each run may take, in ns, or None.
+        previous: The run that its id had before, or "".
     """
 
     workflow: str
@@ -125,11 +128,20 @@ class Pinned:
     queue: str = "default"
     expires: int | None = None
     engine: str = "1"
+    execution_expires: int | None = None
+    run_timeout: int | None = None
+    previous: str = ""
+
+    @property
+    def timeout(self) -> str:
+        """Which timeout it is that ends the run."""
+        return "execution timeout" if self.expires == self.execution_expires else "run timeout"
 
     @functools.cached_property
     def encoded(self) -> bytes:
         """The stored form, as JSON."""
         limits, parent = self.limits, self.parent
+        seldom = {name: getattr(self, name) for name in ("execution_expires", "run_timeout", "previous")}
         return to_json(
             {
                 "workflow": self.workflow,
@@ -145,6 +157,7 @@ class Pinned:
                 "queue": self.queue,
                 "expires": self.expires,
                 "engine": self.engine,
+                **{name: value for name, value in seldom.items() if value},
             }
         )
 

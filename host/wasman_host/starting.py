@@ -1,18 +1,33 @@
-"""Starting an instance: its first commit. No worker needs to run; one of this process begins it at once."""
+"""Starting a run: its first commit. No worker needs to run; one of this process begins it at once.
+
+An id has one run at a time. Where it has one already, two policies decide, with the names and defaults of Temporal: one
+for a run that is open, one for a run that is closed. Whatever they decide is one compare-and-swap on the (run, version)
+that was looked at, so of two starts at once one looks again.
+
+A run in whose place the new one is put (`terminate_existing`) is first ended by the worker that has it, which stops
+its activities and gives its sinks up. Where nobody has it, or its worker does not do it in time, its end and the new
+run are committed together from here: the fence stops whoever lives it at the next commit.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 from attrs import field, frozen
 
+from wasman_host import control
+from wasman_host.annotations import check_annotations
 from wasman_host.deployments import deployed
 from wasman_host.errors import (
     InvalidArgumentError,
     WasmVersionMismatchError,
     WorkflowAlreadyExistsError,
+    WorkflowClosedError,
     WorkflowNotFoundError,
 )
 from wasman_host.guest.engine import SETTINGS
@@ -23,7 +38,7 @@ from wasman_host.machine import create
 from wasman_host.oplog import encode_tail
 from wasman_host.record import Limits, Pinned, StreamSpec, encode_record
 from wasman_host.seal import Address, seal
-from wasman_host.store.protocol import Change, Key, Lost, Stored, Won
+from wasman_host.store.protocol import OPEN, Change, Key, Status, Stored, Won
 from wasman_host.stored import columns_of
 
 if TYPE_CHECKING:
@@ -34,12 +49,54 @@ if TYPE_CHECKING:
     from wasman_host.payload import Payload
     from wasman_host.store.protocol import Store
 
-__all__ = ["Adopter", "StartOptions", "check_size", "created", "creation", "start"]
+__all__ = [
+    "Adopter",
+    "StartOptions",
+    "WorkflowIDConflictPolicy",
+    "WorkflowIDReusePolicy",
+    "check_size",
+    "created",
+    "creation",
+    "start",
+]
+
+_GRACE = 5.0  # seconds that a worker has to end a run in whose place another one is put
+_LOOK = 0.5  # seconds between two looks at it where no hint comes
+_LONGEST = 100 * 365 * 24 * 3600 * 1_000_000_000  # ns; later times do not fit where stores keep them
+_UNSUCCESSFUL = frozenset({Status.FAILED, Status.CANCELLED, Status.TERMINATED, Status.TIMED_OUT})
+
+
+class WorkflowIDConflictPolicy(StrEnum):
+    """What a start does where its id has an open run.
+
+    The names are Temporal's, and so is the default, FAIL.
+    """
+
+    FAIL = "fail"
+    """Raise `WorkflowAlreadyExistsError`."""
+    USE_EXISTING = "use_existing"
+    """Start nothing: give the run that is there."""
+    TERMINATE_EXISTING = "terminate_existing"
+    """End the run that is there, and start another one in its place."""
+
+
+class WorkflowIDReusePolicy(StrEnum):
+    """What a start does where its id has a closed run, and none that is open.
+
+    The names are Temporal's, and so is the default, ALLOW_DUPLICATE.
+    """
+
+    ALLOW_DUPLICATE = "allow_duplicate"
+    """Start another run."""
+    ALLOW_DUPLICATE_FAILED_ONLY = "allow_duplicate_failed_only"
+    """Start another run unless the last one has completed; then raise `WorkflowAlreadyExistsError`."""
+    REJECT_DUPLICATE = "reject_duplicate"
+    """Raise `WorkflowAlreadyExistsError`: what is started twice by mistake does its work once."""
 
 
 @frozen
 class StartOptions:
-    """How a run is started; all of it is pinned.
+    """How a run is started; all but the policies is pinned.
 
     Attributes:
         resume: "replay" or "checkpoint"; "" for what the workflow was deployed with.
@@ -50,6 +107,11 @@ class StartOptions:
         attributes: Search attributes.
         queue: Whose workers may claim it.
         module: sha256 of the module that the caller expects under the name, or "".
+        conflict: What to do where the id has an open run.
+        reuse: What to do where the id has a closed run.
+        execution_timeout: Ends the run, and those that it is continued by, so many ns after it has begun; or None.
+        run_timeout: Ends the run so many ns after it has begun; or None.
+        start_delay: So many ns later the run begins.
     """
 
     resume: str = ""
@@ -60,6 +122,11 @@ class StartOptions:
     attributes: Mapping[str, str] = field(factory=dict)
     queue: str = "default"
     module: str = ""
+    conflict: WorkflowIDConflictPolicy = WorkflowIDConflictPolicy.FAIL
+    reuse: WorkflowIDReusePolicy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+    execution_timeout: int | None = None
+    run_timeout: int | None = None
+    start_delay: int = 0
 
 
 class Adopter(Protocol):
@@ -85,15 +152,18 @@ async def start(
     options: StartOptions,
     workers: Sequence[Adopter] = (),
 ) -> str:
-    """Create an instance; one of `workers` begins it at once if it may, else some worker will claim it. Its run id.
+    """Start a run; one of `workers` begins it at once if it may, else some worker will claim it. Its run id.
+
+    Where the policy is to use an open run, that is the one whose id is given.
 
     Raises:
-        InvalidArgumentError: The id cannot be used, or the input does not fit the guest's entry.
+        InvalidArgumentError: The id or an option cannot be used, or the input does not fit the guest's entry.
         WorkflowNotFoundError: Nothing is deployed under the name.
-        WorkflowAlreadyExistsError: The id is taken.
+        WorkflowAlreadyExistsError: The id has a run, and the policies refuse another one.
         WasmVersionMismatchError: The name points at another module than `options.module`.
     """
     key = Key(tenant, validated_id(id_))
+    _check_options(id_, options)
     name = await deployed(store, tenant, workflow)
     if name is None:
         message = (
@@ -111,8 +181,60 @@ async def start(
     if session is not None:
         check_size(id_, "session", session, options.limits)
     _check_integers(id_, workflow, name, given)
-    run = store.new_run(key)
-    pinned = Pinned(
+    place = _Place()
+    while True:
+        run = store.new_run(key)
+        now = store.now()
+        begins = now + options.start_delay
+        pinned = _pinned(workflow, name, options, begins, place)
+        proposal = create(tenant, id_, run, pinned, given, session, now, begins=begins, deflate=store.deflates)
+        worker, owner = _adopter(workers, options.queue) if begins == now else (None, None)
+        wake = None if owner else begins
+        change = creation(key, proposal, owner=owner, wake=wake, expected=place.expected)
+        try:
+            *_, outcome = await store.commit([change] if place.closing is None else [place.closing, change])
+        except BaseException:  # such as a caller that waits no longer
+            if worker is not None:
+                worker.abandon(key)
+            raise
+        if isinstance(outcome, Won):
+            if worker is not None:
+                worker.adopt(created(change, outcome), proposal)
+            return run
+        found = await store.load(key)
+        if found is not None and found.columns.status in OPEN:
+            if _uses(found, workflow, options):
+                return found.run
+            place = await _vacated(store, found)
+        else:
+            _check_reuse(found, key, options)
+            place = _Place() if found is None else _Place((found.run, found.version), None, found.run)
+
+
+def _check_options(id_: str, options: StartOptions) -> None:
+    """Refuse what cannot be kept or done; raises `InvalidArgumentError`."""
+    check_annotations(id_, options.memo, options.attributes)
+    terminates = options.conflict is WorkflowIDConflictPolicy.TERMINATE_EXISTING
+    if terminates and options.reuse is WorkflowIDReusePolicy.REJECT_DUPLICATE:
+        message = (
+            f"the start of {id_!r} would end the open run and then refuse its own, because the id was used: "
+            f"terminate_existing and reject_duplicate exclude each other"
+        )
+        raise InvalidArgumentError(message)
+    for what in ("execution_timeout", "run_timeout", "start_delay"):
+        value = getattr(options, what)
+        if value is None or (value == 0 and what == "start_delay"):
+            continue
+        if value <= 0 or value > _LONGEST:
+            least = "not negative" if what == "start_delay" else "more than 0"
+            message = f"{what} of {id_!r} is {value / 1e9:g} s; it must be {least}, and at most 100 years"
+            raise InvalidArgumentError(message)
+
+
+def _pinned(workflow: str, name: Deployment, options: StartOptions, begins: int, place: _Place) -> Pinned:
+    """What never changes within the run; its timeouts count from when it begins."""
+    ends = [begins + timeout for timeout in (options.execution_timeout, options.run_timeout) if timeout is not None]
+    return Pinned(
         workflow=workflow,
         module=name.module,
         entry=name.entry,
@@ -123,35 +245,107 @@ async def start(
         memo=dict(options.memo),
         attributes=dict(options.attributes),
         queue=options.queue,
+        expires=min(ends, default=None),
         engine=SETTINGS,
+        execution_expires=None if options.execution_timeout is None else begins + options.execution_timeout,
+        run_timeout=options.run_timeout,
+        previous=place.previous,
     )
-    now = store.now()
-    proposal = create(tenant, id_, run, pinned, given, session, now, deflate=store.deflates)
-    worker, owner = _adopter(workers, options.queue)
-    change = creation(key, proposal, owner=owner, wake=None if owner else now)
-    try:
-        [outcome] = await store.commit([change])
-    except BaseException:  # such as a caller that waits no longer
-        if worker is not None:
-            worker.abandon(key)
-        raise
-    if isinstance(outcome, Won) and worker is not None:
-        worker.adopt(created(change, outcome), proposal)
-    if isinstance(outcome, Lost):
+
+
+# Where the id has a run already
+
+
+@frozen
+class _Place:
+    """Where a run is put: what the store must hold, and what is committed before.
+
+    Attributes:
+        expected: As of a change.
+        closing: The change that ends the run that is open there, or None.
+        previous: The run of the id before, or "".
+    """
+
+    expected: tuple[str, int] | None = None
+    closing: Change | None = None
+    previous: str = ""
+
+
+def _uses(found: Stored, workflow: str, options: StartOptions) -> bool:
+    """Whether the open run that was found is the one to give; False where it is to be ended."""
+    key, status = found.key, found.columns.status.value
+    if options.conflict is WorkflowIDConflictPolicy.FAIL:
         message = (
-            f"workflow id {id_!r} is taken by run {outcome.found and outcome.found[0]}; use another id, or its handle"
+            f"workflow id {key.id!r} is taken by run {found.run}, which is {status}; use another id, or its handle, or "
+            f"start with an id_conflict_policy: use_existing or terminate_existing"
         )
-        raise WorkflowAlreadyExistsError(message)
-    return run
+        raise WorkflowAlreadyExistsError(message, found.run)
+    if options.conflict is WorkflowIDConflictPolicy.TERMINATE_EXISTING:
+        return False
+    if found.columns.workflow != workflow:
+        message = (
+            f"workflow id {key.id!r} is taken by run {found.run} of workflow {found.columns.workflow!r}, which is not "
+            f"{workflow!r}, so it is not used instead; use another id"
+        )
+        raise WorkflowAlreadyExistsError(message, found.run)
+    return True
 
 
-def creation(key: Key, proposal: Proposal, *, owner: str | None, wake: int | None) -> Change:
-    """The change that makes an instance as `proposal` says, if there is none."""
+def _check_reuse(found: Stored | None, key: Key, options: StartOptions) -> None:
+    """Raise `WorkflowAlreadyExistsError` where the id was used, and may not be used again."""
+    if found is None or options.reuse is WorkflowIDReusePolicy.ALLOW_DUPLICATE:
+        return
+    failed_only = options.reuse is WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+    if failed_only and found.columns.status in _UNSUCCESSFUL:
+        return
+    advice = ", or start with id_reuse_policy allow_duplicate" if failed_only else ""
+    message = (
+        f"workflow id {key.id!r} is taken by run {found.run}, which has ended ({found.columns.status.value}), and the "
+        f"start says {options.reuse.value}; use another id, or its handle{advice}"
+    )
+    raise WorkflowAlreadyExistsError(message, found.run)
+
+
+async def _vacated(store: Store, found: Stored) -> _Place:
+    """The place of an open run that is to be ended: by its worker if it has one, else by what is committed there."""
+    key, run = found.key, found.run
+    reason = "another run was started in its place (id_conflict_policy terminate_existing)"
+    publishes = found.columns.status is Status.PUBLISHING  # its guest has finished, so it ends by itself
+    if found.columns.owner is not None or publishes:
+        with contextlib.suppress(WorkflowClosedError, WorkflowNotFoundError):
+            if not publishes:
+                await control.terminate(store, key, reason, run)
+        present: Stored | None = found
+        with anyio.move_on_after(_GRACE):
+            while present is not None and present.run == run and present.columns.status in OPEN:
+                await store.watch(key, _LOOK)
+                present = await store.load(key)
+        present = await store.load(key)
+        if present is None or present.run != run or present.columns.status not in OPEN:
+            return _Place()  # the next commit finds out what is to be done about what is there now
+        if present.columns.status is Status.PUBLISHING:
+            message = (
+                f"workflow id {key.id!r} is taken by run {run}, whose guest has finished and whose sinks are being "
+                f"published; start again when it has completed"
+            )
+            raise WorkflowAlreadyExistsError(message, run)
+        found = present
+    closing = control.closing(found, reason, await store.mail(key), store.now(), deflate=store.deflates)
+    return _Place((found.run, found.version + 1), closing, found.run)
+
+
+# The first commit
+
+
+def creation(
+    key: Key, proposal: Proposal, *, owner: str | None, wake: int | None, expected: tuple[str, int] | None = None
+) -> Change:
+    """The change that makes a run as `proposal` says, where the store holds what is expected: by default, nothing."""
     record = proposal.record
     assert record is not None, "a run begins with a record"
     return Change(
         key=key,
-        expected=None,
+        expected=expected,
         run=record.run,
         nonce=secrets.token_hex(8),
         record=seal(Address(key.tenant, key.id, record.run, "record"), encode_record(record)),

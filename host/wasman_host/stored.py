@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wasman_host.errors import CorruptSnapshotError
-from wasman_host.oplog import decode_tail
-from wasman_host.record import decode_record
+from wasman_host.errors import CorruptSnapshotError, Failure
+from wasman_host.machine import Proposal
+from wasman_host.oplog import Tail, decode_tail
+from wasman_host.record import Pinned, Record, decode_record
 from wasman_host.seal import Address, unseal
 from wasman_host.store.protocol import Columns
 
 if TYPE_CHECKING:
-    from wasman_host.oplog import Tail
-    from wasman_host.record import Record
+    from wasman_host.machine import Terminating
     from wasman_host.store.protocol import Key, Stored
 
-__all__ = ["columns_of", "mail_address", "open_record", "open_tail"]
+__all__ = ["columns_of", "mail_address", "open_record", "open_tail", "unread_end"]
 
 
 def open_record(stored: Stored) -> Record:
@@ -65,3 +65,12 @@ def columns_of(record: Record, stored: int, *, owner: str | None, wake: int | No
 def mail_address(key: Key, kind: str, message: str) -> Address:
     """Where the body of a message belongs."""
     return Address(key.tenant, key.id, "", "mail", f"{kind}/{message}")
+
+
+def unread_end(stored: Stored, terminating: Terminating, now: int) -> Proposal:
+    """The end of a run whose record cannot be read, by what the columns say, and who ends it."""
+    columns = stored.columns
+    pinned = Pinned(columns.workflow, columns.module, queue=columns.queue, attributes=columns.attributes)
+    failure = Failure(terminating.status.value, terminating.reason)
+    record = Record(stored.run, pinned, terminating.status, failure=failure, created=columns.created, closed=now)
+    return Proposal(record, Tail(time=now), consumes=terminating.messages, keeps_owner=False)

@@ -17,6 +17,7 @@ from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.seal import Address, unseal
 from wasman_host.snapshot import decode_delta
+from wasman_host.starting import WorkflowIDReusePolicy
 from wasman_host.store import Change, Columns, Key, Status, Store, Won
 from wasman_host.streams import FileSource
 
@@ -208,7 +209,7 @@ async def test_r07a_a_second_start_of_an_id_leaves_the_first_alone(lab: MemoryLa
         opened.set()
         assert await lab.result() == [1, 2]
         with pytest.raises(WorkflowAlreadyExistsError):
-            await lab.start(module)
+            await lab.start(module, reuse=WorkflowIDReusePolicy.REJECT_DUPLICATE)
     assert len(ledger.rows) == 2
 
 

@@ -246,7 +246,9 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     if not source_.exists():
         source_.write_bytes(SOURCE)
     world, pages = World(pause=0.004 if shape.evicted else 0.0), _Pages()
-    options = starting.StartOptions(sources=source(source_), sinks=sink(out))
+    # Whoever repeats a start that may have landed, and have run to its end, says that one run is enough.
+    once = starting.WorkflowIDReusePolicy.REJECT_DUPLICATE
+    options = starting.StartOptions(sources=source(source_), sinks=sink(out), reuse=once)
     stores: list[FaultyStore] = []
     for fault in (*faults, None):
         faulty = FaultyStore(await lab.handle(), fault)

@@ -211,7 +211,8 @@ def test_taken_id_is_refused_or_attached_to(wasman: Shell) -> None:
     first, _ = wasman("run", "app:tour", "--id", "one", "--input", '{"names": ["Ada"]}')
     refusal = wasman.refused(4, "run", "app:tour", "--id", "one", "--input", '{"names": ["Grace"]}')
     assert re.fullmatch(
-        r"workflow id 'one' is taken by run [0-9a-f]{32}; use another id, or its handle "
+        r"workflow id 'one' is taken by run [0-9a-f]{32}, which has ended \(completed\), and the start says "
+        r"reject_duplicate; use another id, or its handle "
         r"\(--attach goes on with the one that is there\)",
         refusal,
     )

@@ -224,6 +224,57 @@ async def test_a_closed_instance_is_restarted_by_its_last_fence_and_a_new_run(se
     assert await setting.log("r2") == {0: b"new"}
 
 
+async def test_how_a_run_stood_is_kept_when_its_id_gets_another(setting: Setting) -> None:
+    stored = await setting.create("a", run="r1", attributes={"k": "v"})
+    ended = closed(stored, Status.FAILED)
+    assert await setting.step(stored, columns=ended, record=b"of r1", tail=b"tail") == Won(2, 0)
+    before = await setting.get("a")
+    assert await setting.other.former(key("a"), "r1") is None
+    assert await setting.commit(change("a", ("r1", 2), "r2", record=b"of r2", blobs=[blob("s")])) == Won(3, 0)
+    assert await setting.other.former(key("a"), "r1") == before
+    assert (before.record, before.tail, before.columns) == (b"of r1", b"tail", ended)
+    for name, run in (("a", "r2"), ("a", "other"), ("b", "r1")):
+        assert await setting.other.former(key(name), run) is None
+    stored = await setting.get("a")
+    assert await setting.step(stored, columns=closed(stored), record=b"r2 ended") == Won(4, 0)
+    assert await setting.commit(change("a", ("r2", 4), "r3")) == Won(5, 0)
+    assert await setting.other.former(key("a"), "r1") == before
+    second = await setting.other.former(key("a"), "r2")
+    assert second is not None
+    assert (second.run, second.version, second.record) == ("r2", 4, b"r2 ended")
+    assert await setting.other.blob("r2", "s") == b"data"
+    assert await setting.commit(deletion("a", ("r3", 5))) == Won(0, 0)
+    assert await setting.other.former(key("a"), "r1") is None
+
+
+async def test_many_former_runs_are_all_kept(setting: Setting) -> None:
+    await setting.create("a", run="r0")
+    for n in range(1, 70):
+        assert await setting.commit(change("a", (f"r{n - 1}", n), f"r{n}", record=b"%d" % n)) == Won(n + 1, 0)
+    for n in (0, 1, 31, 32, 33, 68):
+        former = await setting.other.former(key("a"), f"r{n}")
+        assert former is not None
+        assert former.record == (b"%d" % n if n else b"record")
+    assert await setting.other.former(key("a"), "r69") is None
+
+
+async def test_mail_for_one_run_does_not_reach_the_next(setting: Setting) -> None:
+    stored = await setting.create("a", run="r1")
+    first = attrs.evolve(message("a", "m1"), run="r1")
+    assert await setting.store.send(first) is Sent.ACCEPTED
+    assert await setting.store.send(attrs.evolve(message("a", "m2"), run="r0")) is Sent.CLOSED
+    stored = await setting.get("a")
+    assert await setting.step(stored, columns=closed(stored), consumes=["m1"]) == Won(2, 0)
+    assert await setting.commit(change("a", ("r1", 2), "r2")) == Won(3, 0)
+    assert await setting.store.send(first) is Sent.DUPLICATE
+    assert await setting.store.send(attrs.evolve(message("a", "m3"), run="r1")) is Sent.CLOSED
+    assert await setting.store.send(attrs.evolve(message("a", "m4"), run="r2")) is Sent.ACCEPTED
+    assert await setting.unread("a") == ["m4"]
+    sends = [attrs.evolve(message("a", "m5"), run="r1"), attrs.evolve(message("a", "m6"), run="r2")]
+    assert await setting.commit(change("b", None, sends=sends)) == Won(1, 0)
+    assert await setting.unread("a") == ["m4", "m6"]
+
+
 async def test_a_run_id_is_not_used_twice(setting: Setting) -> None:
     await setting.create("a", run="r1")
     assert await setting.commit(change("a", ("r1", 1), "r2")) == Won(2, 0)

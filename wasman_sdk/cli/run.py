@@ -132,7 +132,9 @@ async def _started(start: _Start, client: Client) -> None:
     if handle is None:
         given = start.given if start.is_given else validated("input", TypeAdapter(start.workflow.input_type), "null")
         try:
-            handle = await client.start_workflow(start.workflow, given, id=start.id, session=start.session)
+            handle = await client.start_workflow(
+                start.workflow, given, id=start.id, session=start.session, id_reuse_policy="reject_duplicate"
+            )
         except WorkflowAlreadyExistsError as error:
             handle = await _found(start, client) if start.attach else None  # somebody else has started it just now
             if handle is None:

@@ -29,7 +29,7 @@ __all__ = ["Fault", "FaultyStore", "How", "Point"]
 
 # Everything that a store promises, but for the clock, and for `open`, `close` and `serve`, which are no part of a run.
 _NUMBERED = {
-    "commit", "load", "read", "blob", "put_module", "module", "put_image", "image", "send",
+    "commit", "load", "former", "read", "blob", "put_module", "module", "put_image", "image", "send",
     "mail", "mailed", "claim", "beat", "leave", "watch", "list", "count",
 }  # fmt: skip
 

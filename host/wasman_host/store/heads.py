@@ -22,6 +22,7 @@ from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 from wasman_host.seal import Address, seal, unseal
+from wasman_host.store.forms import columns_as_json, columns_of_json
 from wasman_host.store.protocol import OPEN, Blob, Change, Columns, Key, Message, Status, Stored
 
 __all__ = [
@@ -282,29 +283,6 @@ def _split(data: bytes, what: str) -> tuple[dict[str, Any], Any]:
     return fields, body
 
 
-def _columns(columns: Columns) -> list[Any]:
-    return [
-        columns.status.value,
-        columns.workflow,
-        columns.module,
-        columns.queue,
-        columns.owner,
-        columns.wake,
-        columns.expires,
-        columns.takeovers,
-        columns.size,
-        columns.parent,
-        columns.created,
-        columns.closed,
-        dict(columns.attributes),
-    ]
-
-
-def _columns_of_json(fields: Sequence[Any]) -> Columns:
-    status, *others = fields  # in the order of `Columns`
-    return Columns(Status(status), *others)
-
-
 def _parts(parts: Sequence[Part]) -> list[Any]:
     return [(part.name, part.start, part.stop) for part in parts]
 
@@ -320,7 +298,7 @@ def encode_head(head: Head, name: str) -> bytes:
         "run": head.run,
         "version": head.version,
         "nonce": head.nonce,
-        "columns": _columns(head.columns),
+        "columns": columns_as_json(head.columns),
         "record": len(head.record),
         "tail": len(head.tail),
         "entries": [(n, len(entry)) for n, entry in head.entries],
@@ -365,7 +343,7 @@ def decode_head(sealed: bytes, name: str, what: str) -> Head:
             run=fields["run"],
             version=fields["version"],
             nonce=fields["nonce"],
-            columns=_columns_of_json(fields["columns"]),
+            columns=columns_of_json(fields["columns"]),
             record=record,
             tail=tail,
             entries=tuple((n, entry) for (n, _), entry in zip(entries, rest[: len(entries)], strict=True)),
@@ -400,7 +378,7 @@ def _text(data: bytes) -> str:
 
 def _sent_as_json(one: Change | Message) -> list[Any]:
     if isinstance(one, Message):
-        return [one.key.tenant, one.key.id, one.id, one.kind, _text(one.body)]
+        return [one.key.tenant, one.key.id, one.id, one.kind, _text(one.body), one.run]
     effects: list[Change | Message] = [*one.creates, *one.sends]
     return [
         one.key.tenant,
@@ -409,7 +387,7 @@ def _sent_as_json(one: Change | Message) -> list[Any]:
             "run": one.run,
             "nonce": one.nonce,
             "record": _text(cast("bytes", one.record)),
-            "columns": _columns(cast("Columns", one.columns)),
+            "columns": columns_as_json(cast("Columns", one.columns)),
             "tail": _text(one.tail),
             "entries": [(n, _text(entry)) for n, entry in one.entries],
             "blobs": [(blob.name, _text(blob.data)) for blob in one.blobs],
@@ -422,8 +400,8 @@ def _sent_of_json(given: Sequence[Any]) -> Change | Message:
     tenant, id_, *rest = given
     key = Key(tenant, id_)
     if len(rest) > 1:
-        message, kind, body = rest
-        return Message(key, message, kind, base64.b64decode(body))
+        message, kind, body, *run = rest
+        return Message(key, message, kind, base64.b64decode(body), run=run[0] if run else "")
     fields = rest[0]
     effects: list[Change | Message] = [_sent_of_json(effect) for effect in fields["effects"]]
     return Change(
@@ -432,7 +410,7 @@ def _sent_of_json(given: Sequence[Any]) -> Change | Message:
         fields["run"],
         fields["nonce"],
         base64.b64decode(fields["record"]),
-        _columns_of_json(fields["columns"]),
+        columns_of_json(fields["columns"]),
         tail=base64.b64decode(fields["tail"]),
         entries=[(n, base64.b64decode(entry)) for n, entry in fields["entries"]],
         blobs=[Blob(name, base64.b64decode(data)) for name, data in fields["blobs"]],

@@ -63,6 +63,7 @@ class _Instance:
     number: int
     stored: Stored | None = None
     runs: set[str] = field(factory=set)
+    former: dict[str, Stored] = field(factory=dict)
     letters: dict[str, Message] = field(factory=dict)  # in the order of arrival
     consumed: set[str] = field(factory=set)
 
@@ -233,6 +234,8 @@ class MemoryStore(Store):
         else:
             version, mail = stored.version + 1, stored.mail - len(change.consumes)
         instance = self._instances[key]
+        if stored is not None and change.run != stored.run:
+            instance.former[stored.run] = evolve(stored, mail=0)
         if columns.attributes:
             columns = evolve(columns, attributes=dict(columns.attributes))
         instance.stored = Stored(key, change.run, version, change.nonce, columns, record, mail, change.tail)
@@ -277,6 +280,12 @@ class MemoryStore(Store):
         stored = self._stored(key)
         self._watchers.saw(key, None if stored is None else (stored.run, stored.columns.status, stored.mail))
         return stored
+
+    @override
+    async def former(self, key: Key, run: str) -> Stored | None:
+        self._check_open()
+        instance = self._instances.get(key)
+        return None if instance is None else instance.former.get(run)
 
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
@@ -327,7 +336,7 @@ class MemoryStore(Store):
             return Sent.ABSENT
         if message.id in instance.letters:
             return Sent.DUPLICATE
-        if instance.stored.columns.status in CLOSED:
+        if instance.stored.columns.status in CLOSED or (message.run and message.run != instance.stored.run):
             return Sent.CLOSED
         instance.letters[message.id] = evolve(message, sent=self.now())
         instance.stored = evolve(instance.stored, mail=instance.stored.mail + 1)

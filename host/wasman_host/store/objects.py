@@ -33,6 +33,7 @@ from typing_extensions import override
 
 from wasman_host.errors import CorruptSnapshotError, InvalidArgumentError, StoreError, UnsupportedStateError
 from wasman_host.store import heads
+from wasman_host.store.forms import FORMER, decode_former, encode_former
 from wasman_host.store.heads import Head, Letter, Part
 from wasman_host.store.protocol import (
     CLOSED,
@@ -434,8 +435,9 @@ class ObjectStore(Store):
         """The head with its run among the former ones."""
         if await self._parts_of(head, change.run) is not None:
             raise InvalidArgumentError(f"change of {change.key}: it had a run {change.run} before; draw a new one")
-        if head.entries or head.blobs:
-            head = await self._spilled(head, change.nonce, draft)
+        name = f"{heads.folder_of(head.key)}/{head.life}-b-{head.version:x}-{heads.word(change.nonce)}-{FORMER}"
+        await self._write(name, encode_former(head.stored), draft)
+        head = await self._spilled(evolve(head, blobs={**head.blobs, FORMER: name}), change.nonce, draft)
         past, older = {**head.past, head.run: head.parts}, head.older
         if len(past) > _PAST:
             name = f"{heads.folder_of(head.key)}/{head.life}-r-{head.version:x}-{heads.word(change.nonce)}"
@@ -493,6 +495,14 @@ class ObjectStore(Store):
         self._watchers.saw(key, _visible(cell.head))
         self._know(cell.head)
         return cell.head.stored
+
+    @override
+    async def former(self, key: Key, run: str) -> Stored | None:
+        cell = await self._living(key)
+        place = None if cell is None or cell.head.run == run else await self._place_of(cell.head, run, FORMER)
+        if place is None:
+            return None
+        return decode_former(key, run, await self._needed(place, f"run {run} of {key} in {self.backend.place}"))
 
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
@@ -616,7 +626,7 @@ class ObjectStore(Store):
             if message.id in head.letters or message.id in consumed:
                 sent = Sent.DUPLICATE
                 continue
-            if head.columns.status in CLOSED:
+            if head.columns.status in CLOSED or (message.run and message.run != head.run):
                 sent = Sent.CLOSED
                 continue
             body, name = message.body, ""

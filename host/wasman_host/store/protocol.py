@@ -123,6 +123,7 @@ class Message:
         kind: Such as "terminate".
         body: Sealed bytes.
         sent: When the store accepted it (0 until then), ns since 1970.
+        run: The run that it is for, or "" for whichever is the current one; looked at when it is sent.
     """
 
     key: Key
@@ -130,6 +131,7 @@ class Message:
     kind: str
     body: bytes = field(repr=False)
     sent: int = 0
+    run: str = ""
 
 
 class Sent(Enum):
@@ -148,7 +150,8 @@ class Change:
     Attributes:
         key: The instance.
         expected: (run, version) that the store must hold, or None where the key must be absent. A closed instance
-            is restarted by a change that expects its last (run, version) and brings a new `run`.
+            is restarted by a change that expects its last (run, version) and brings a new `run`; how the run stood
+            that it had is kept for `Store.former`.
         run: The run that the record belongs to afterwards.
         nonce: Drawn for this change and kept beside the record, so that an unknown outcome can be resolved: the same
             change again, while the record still has its nonce, is `Won` and writes nothing.
@@ -325,6 +328,13 @@ class Store(ABC):
         """The instance, or None where there is none. `CorruptSnapshotError` where only its other rows are there."""
 
     @abstractmethod
+    async def former(self, key: Key, run: str) -> Stored | None:
+        """An earlier run of the instance as it stood when another took its place; None where there was none such.
+
+        `read` and `blob` give its log and its blobs, as before.
+        """
+
+    @abstractmethod
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
         """Log entries of a run, n from `start` to below `stop`, in order. A missing row is simply not there."""
 
@@ -352,7 +362,8 @@ class Store(ABC):
     async def send(self, message: Message) -> Sent:
         """Deliver mail durably. It never changes the receiver's version.
 
-        A message id is remembered for at least an hour after its consumption, also once the receiver has closed.
+        A message id is remembered for at least an hour after its consumption, also once the receiver has closed. One
+        for another run than the current one is CLOSED.
         """
 
     @abstractmethod

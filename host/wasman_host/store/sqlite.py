@@ -33,6 +33,7 @@ from wasman_host.errors import (
     StoreUnavailableError,
 )
 from wasman_host.store import statements as sql
+from wasman_host.store.forms import FORMER, decode_former, encode_former
 from wasman_host.store.group import Group, Transactions, busy, pause
 from wasman_host.store.locks import WorkerLocks
 from wasman_host.store.protocol import (
@@ -430,8 +431,11 @@ class SqliteStore(Store, Transactions):
             number = db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched)).lastrowid
             db.execute(sql.ADD_RECORD, (number, record))
         else:
-            number, _, was_run, version, _, mail, *was = row
+            number, was_number, was_run, version, _, mail, *was = row
             before = was[-1]
+            if change.run != was_run:
+                was_stored = _stored(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
+                db.execute(sql.ADD_BLOB, (was_number, FORMER, encode_former(was_stored)))
             if change.run == was_run and not change.consumes and tuple(was) == searched:
                 written = db.execute(sql.REWRITE, (*head, number, was_run, version)).rowcount
             else:
@@ -512,6 +516,11 @@ class SqliteStore(Store, Transactions):
         return stored
 
     @override
+    async def former(self, key: Key, run: str) -> Stored | None:
+        data = await self._one(sql.FORMER, FORMER, run, key.tenant, key.id)
+        return None if data is None else decode_former(key, run, data)
+
+    @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
         bounds = (run, start, 2**63 - 1 if stop is None else stop)
         return await self._patiently(lambda: self._connection.execute(sql.READ, bounds).fetchall())
@@ -562,8 +571,8 @@ class SqliteStore(Store, Transactions):
         row = db.execute(sql.RECEIVER, (key.tenant, key.id)).fetchone()
         if row is None or not row[2]:
             return Sent.ABSENT
-        number, status, _ = row
-        if Status(status) in CLOSED:
+        number, status, _, run = row
+        if Status(status) in CLOSED or (message.run and message.run != run):
             is_sent = db.execute(sql.IS_SENT, (key.tenant, key.id, message.id)).fetchone()
             return Sent.DUPLICATE if is_sent else Sent.CLOSED
         letter = (key.tenant, key.id, message.id, message.kind, message.body, self.now())

@@ -51,13 +51,15 @@ DELETE = (
 LOAD = f"select {COLUMNS} from {INSTANCE} where tenant = ? and id = ?"  # noqa: S608  constants
 READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
     order by n"""
+FORMER = """select data from blob where name = ? and run = (
+    select number from run where run = ? and tenant = ? and id = ?)"""
 BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
 PUT_MODULE = "insert into module (sha256, data) values (?, ?) on conflict do nothing"
 MODULE = "select data from module where sha256 = ?"
 PUT_IMAGE = "insert into image (name, data) values (?, ?) on conflict do nothing"
 IMAGE = "select data from image where name = ?"
 
-RECEIVER = "select number, status, workflow from instance where tenant = ? and id = ?"
+RECEIVER = "select number, status, workflow, run from instance where tenant = ? and id = ?"
 SEND = """insert into mail (tenant, id, message, kind, body, sent) values (?, ?, ?, ?, ?, ?)
     on conflict do nothing"""
 IS_SENT = "select 1 from mail where tenant = ? and id = ? and message = ?"
