@@ -103,7 +103,7 @@ async def test_a_module_that_cannot_be_run(client: Client, module: bytes | str, 
         await client.start_workflow(flow(data), None, id="w")
     assert str(raised.value).startswith("the module of workflow 'flow'")
     assert message in str(raised.value)
-    assert [one async for one in client.list()] == []
+    assert [one async for one in client.list_workflows()] == []
     await client.deploy(flow(wat.script()))  # the name is still free
 
 
@@ -270,7 +270,7 @@ async def test_an_id_that_cannot_be_one(client: Client, id_: str, message: str) 
     assert str(raised.value).startswith(message)
     with pytest.raises(InvalidArgumentError):
         client.get_handle(id_)
-    assert [one async for one in client.list()] == []
+    assert [one async for one in client.list_workflows()] == []
 
 
 async def test_an_id_of_200_bytes_is_one(client: Client) -> None:
@@ -426,7 +426,7 @@ async def test_a_session_whose_file_is_missing(client: Client, tmp_path: Path) -
     assert str(raised.value) == (
         f"the sink {tmp_path / 'no' / 'out'} cannot be written: there is no folder {tmp_path / 'no'}"
     )
-    assert [one async for one in client.list()] == []
+    assert [one async for one in client.list_workflows()] == []
 
 
 @pytest.mark.parametrize("check_digest", [False, True])

@@ -3,6 +3,7 @@
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from wasman_host.streams import SinkWriter, SourceReader
 from wasman_sdk import errors
 from wasman_sdk._activity import activity
 from wasman_sdk._attempt import ActivityInfo
@@ -11,21 +12,27 @@ from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
+from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
-from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
+from wasman_sdk._session import Session
 from wasman_sdk._starting import StartWorkflowOptions
+from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
+from wasman_sdk._user_streams import StreamContext
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
 from wasman_sdk.errors import *  # noqa: F403  every error is public, and `errors.__all__` lists them
 
 __all__ = [
     "ActivityInfo",
+    "BytesSource",
     "Channel",
     "ChannelSink",
     "ChannelSource",
     "Client",
     "Engine",
+    "ExecuteActivityInput",
     "FileSink",
     "FileSource",
     "HistoryEvent",
@@ -36,18 +43,24 @@ __all__ = [
     "RunnerOptions",
     "Session",
     "Sink",
+    "SinkWriter",
     "Source",
+    "SourceReader",
     "StartWorkflowOptions",
+    "StreamContext",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
     "TestRunner",
     "Worker",
+    "WorkerInterceptor",
     "Workflow",
     "WorkflowDescription",
+    "WorkflowFilter",
     "WorkflowHandle",
     "WorkflowIDConflictPolicy",
     "WorkflowIDReusePolicy",
+    "WorkflowPage",
     "activity",
     "errors",
     "module_digest",

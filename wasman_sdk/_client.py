@@ -10,25 +10,27 @@ import anyio
 import anyio.to_thread
 from pydantic import TypeAdapter
 
-from wasman_host import control, deployments, starting
+from wasman_host import deployments, starting
 from wasman_host.errors import InvalidArgumentError, WorkflowNotFoundError
 from wasman_host.guest.module import digest
 from wasman_host.ids import validated_id
 from wasman_host.record import Limits
 from wasman_host.store import open_store
-from wasman_host.store.protocol import Filter, Status, Store
-from wasman_sdk._descriptions import WorkflowDescription, description_of
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._listing import Listing, filter_of, page_of
 from wasman_sdk._starting import Options, StartWorkflowOptions
 from wasman_sdk._workflow import Workflow, input_payload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from typing_extensions import Unpack
 
     from wasman_host.payload import Payload
+    from wasman_host.store.protocol import Store
+    from wasman_sdk._descriptions import WorkflowDescription
+    from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 
 
 __all__ = ["Client"]
@@ -38,7 +40,6 @@ logger = logging.getLogger("wasman.client")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_PAGE = 100
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
@@ -278,38 +279,36 @@ class Client:
         name = workflow.name if workflow else ""
         return WorkflowHandle(self.store, self.tenant, validated_id(id), run_id, name, output)
 
-    async def list(
-        self,
-        *,
-        status: str | frozenset[str] | None = None,
-        workflow: str | None = None,
-        id_prefix: str | None = None,
-        search_attributes: Mapping[str, str] | None = None,
+    def list_workflows(
+        self, *, page_size: int = 100, **where: Unpack[WorkflowFilter]
     ) -> AsyncIterator[WorkflowDescription]:
-        """Instances, newest first, read page by page.
+        """Instances, newest first: `async for found in client.list_workflows(status="running")`.
 
         Args:
-            status: One status, or several.
-            workflow: The workflow's name.
-            id_prefix: How the id begins.
-            search_attributes: All of these must match.
+            page_size: How many are read at once.
+            where: Which; as of `WorkflowFilter`: status, workflow, id_prefix, search_attributes, parent, started_after,
+                started_before, closed_after, closed_before. All by default.
 
         Raises:
-            InvalidArgumentError: There is no such status.
+            InvalidArgumentError: There is no such status, a time has no time zone, or the page size is less than 1.
         """
-        wanted = None
-        if status is not None:
-            try:
-                wanted = frozenset(Status(one) for one in ({status} if isinstance(status, str) else status))
-            except ValueError as error:
-                message = f"{error}; there are {', '.join(known.value for known in Status)}"
-                raise InvalidArgumentError(message) from error
-        where = Filter(self.tenant, wanted, workflow, id_prefix, attributes=search_attributes or {})
-        cursor: str | None = None
-        while True:
-            page = await self.store.list(where, _PAGE, cursor)
-            for stored in page.rows:
-                yield description_of(control.describe_stored(stored))
-            if page.cursor is None:
-                return
-            cursor = page.cursor
+        return Listing(self.store, filter_of(self.tenant, where), page_size)
+
+    async def list_workflows_page(
+        self, *, page_size: int = 100, cursor: str | None = None, **where: Unpack[WorkflowFilter]
+    ) -> WorkflowPage:
+        """One page of a listing, for those who show pages: the next one is asked for with the `cursor` of this one.
+
+        Args:
+            page_size: How many instances it has at most.
+            cursor: `WorkflowPage.cursor` of the page before; None for the first page.
+            where: As of `list_workflows`; the same for all pages.
+
+        Raises:
+            InvalidArgumentError: As of `list_workflows`, or the cursor is none.
+        """
+        return await page_of(self.store, filter_of(self.tenant, where), page_size, cursor)
+
+    async def count(self, **where: Unpack[WorkflowFilter]) -> int:
+        """How many instances there are; `where` as of `list_workflows`."""
+        return await self.store.count(filter_of(self.tenant, where))

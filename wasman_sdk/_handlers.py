@@ -16,6 +16,7 @@ from wasman_host.errors import ApplicationError, InvalidArgumentError
 from wasman_host.slots import Slots
 from wasman_sdk._activity import MARK, Registered
 from wasman_sdk._attempt import ActivityInfo, current, info_of
+from wasman_sdk._interceptors import ExecuteActivityInput, chained
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._session import Session
 from wasman_sdk._validation import first_problem
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from anyio import CapacityLimiter
+
+    from wasman_sdk._interceptors import WorkerInterceptor
 
 __all__ = ["FallbackHandler", "definitions", "fallback_definition"]
 
@@ -36,6 +39,7 @@ def definitions(
     resources: Sequence[object],
     threads: CapacityLimiter,
     room: anyio.Semaphore | None = None,
+    interceptors: Sequence[WorkerInterceptor] = (),
 ) -> dict[str, ActivityDefinition]:
     """What the engine calls, by name.
 
@@ -44,6 +48,7 @@ def definitions(
         resources: Objects that are injected by their type.
         threads: How many sync activities run at once.
         room: How many of them all run at once, if that is limited.
+        interceptors: What is put around each attempt.
 
     Raises:
         InvalidArgumentError: One is not decorated, a name is used twice, or a resource is missing.
@@ -56,7 +61,7 @@ def definitions(
             raise InvalidArgumentError(message)
         found[registered.name] = ActivityDefinition(
             name=registered.name,
-            handler=_handler(registered, function, _resources_of(registered, resources), threads),
+            handler=_handler(registered, function, _resources_of(registered, resources), threads, interceptors),
             retry=registered.retry.for_host(),
             timeout=_seconds(registered.start_to_close_timeout),
             schedule_to_start=_seconds(registered.schedule_to_start_timeout),
@@ -101,6 +106,7 @@ def fallback_definition(
     retry: RetryPolicy | None,
     threads: CapacityLimiter,
     room: anyio.Semaphore | None = None,
+    interceptors: Sequence[WorkerInterceptor] = (),
 ) -> ActivityDefinition:
     """What the engine calls for names that no activity is registered under.
 
@@ -109,6 +115,7 @@ def fallback_definition(
         retry: When a call of it is tried again; None where what it raises is final, and only a worker's death is not.
         threads: How many sync activities run at once.
         room: How many activities run at once, if that is limited.
+        interceptors: What is put around each attempt.
 
     Raises:
         InvalidArgumentError: It cannot be called.
@@ -125,14 +132,18 @@ def fallback_definition(
         raise InvalidArgumentError(message)
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
+    async def called(arguments: dict[str, Any]) -> Any:
+        name = current.get().name
+        if is_async:
+            return await given(name, arguments["request"])
+        return await anyio.to_thread.run_sync(
+            functools.partial(given, name, arguments["request"]), limiter=threads, abandon_on_cancel=True
+        )
+
     async def handle(call: ActivityCall) -> bytes:
         token = current.set(call)
         try:
-            if is_async:
-                result = await given(call.name, call.request)
-            else:
-                called = functools.partial(given, call.name, call.request)
-                result = await anyio.to_thread.run_sync(called, limiter=threads, abandon_on_cancel=True)
+            result = await _intercepted(interceptors, call, {"request": call.request}, "request", called)
         except Exception as error:
             if retry is not None or (isinstance(error, ApplicationError) and error.non_retryable):
                 raise
@@ -171,7 +182,11 @@ def _resources_of(registered: Registered, resources: Sequence[object]) -> dict[s
 
 
 def _handler(
-    registered: Registered, function: Callable[..., Any], resources: Mapping[str, object], threads: CapacityLimiter
+    registered: Registered,
+    function: Callable[..., Any],
+    resources: Mapping[str, object],
+    threads: CapacityLimiter,
+    interceptors: Sequence[WorkerInterceptor],
 ) -> Callable[[ActivityCall], Awaitable[bytes]]:
     """Bytes in, bytes out: validate, inject, call, validate."""
     signature = registered.signature
@@ -191,17 +206,38 @@ def _handler(
             arguments[payload] = read(call.request)
         token = current.set(call)
         try:
-            if is_async:
+            if interceptors:
+                result = await _intercepted(interceptors, call, arguments, payload, called)
+            elif is_async:
                 result = await function(**arguments)
             else:
-                result = await anyio.to_thread.run_sync(
-                    functools.partial(function, **arguments), limiter=threads, abandon_on_cancel=True
-                )
+                result = await called(arguments)
         finally:
             current.reset(token)
         return write(result)
 
+    async def called(arguments: dict[str, Any]) -> Any:
+        if is_async:
+            return await function(**arguments)
+        return await anyio.to_thread.run_sync(
+            functools.partial(function, **arguments), limiter=threads, abandon_on_cancel=True
+        )
+
     return handle
+
+
+def _intercepted(
+    interceptors: Sequence[WorkerInterceptor],
+    call: ActivityCall,
+    arguments: dict[str, Any],
+    payload: str,
+    function: Callable[[dict[str, Any]], Awaitable[Any]],
+) -> Awaitable[Any]:
+    def last(given: ExecuteActivityInput) -> Awaitable[Any]:
+        return function({**arguments, payload: given.payload} if payload in arguments else arguments)
+
+    given = ExecuteActivityInput(info=info_of(call), payload=arguments.get(payload))
+    return chained(interceptors, "execute_activity", last)(given)
 
 
 def _session(call: ActivityCall, kind: type[Session]) -> Session:

@@ -17,12 +17,12 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
-from wasman_host.channels import local_types
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
+from wasman_host.known_streams import known_types
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
@@ -46,6 +46,7 @@ logger = logging.getLogger("wasman.engine")
 
 _TTL = 10.0  # seconds of a lease: how long a worker that hangs keeps its instances from others
 _POLL = 0.25  # seconds between two looks at the store where no hint comes
+_LOOK = 0.005  # seconds between two looks at whether all that leaves has left
 _AGAIN = 1.0  # seconds until an instance that was dropped by an error is tried again
 _CLAIM = 64  # instances taken at once, so that one worker does not empty the queue before others wake up
 
@@ -82,7 +83,7 @@ class Engine:
         Args:
             store: An open store.
             activities: Handlers by name.
-            streams: Types of sources and sinks; files and channels by default.
+            streams: Types of sources and sinks; by default those that every worker knows.
             queues: Task queues to serve.
             max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
@@ -92,7 +93,7 @@ class Engine:
         """
         self.store = store
         self.activities = activities
-        self.streams = streams or local_types()
+        self.streams = streams or known_types()
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()
@@ -110,6 +111,7 @@ class Engine:
         self._loading = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._leaving = anyio.Event()
+        self._grace = 0.0
         self._left = anyio.Event()
         self.serving = anyio.Event()
 
@@ -119,6 +121,11 @@ class Engine:
     def lease_is_valid(self) -> bool:
         """Whether this worker may still act for its instances, by its own monotonic clock."""
         return time.monotonic() < self._lease_ends
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it claims instances: it serves, its lease is valid, and it is not leaving."""
+        return self._tasks is not None and self.lease_is_valid and not self._leaving.is_set()
 
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name`, or None."""
@@ -206,20 +213,44 @@ class Engine:
                 self._tasks = tasks
                 self.serving.set()
                 await self._leaving.wait()
+                await self._drain()
                 for instance in list(self._live.values()):
                     instance.leave()
                 while self._live:
-                    await anyio.sleep(0.005)
+                    await anyio.sleep(_LOOK)
                 tasks.cancel_scope.cancel()
             await self._leave(self.worker)
         finally:
             self._tasks = None
             self._left.set()
 
-    async def leave(self) -> None:
-        """Give everything up in order: what waits is released, what is being committed is committed first."""
+    async def leave(self, grace: float = 0.0) -> None:
+        """Give everything up in order: what waits is released, what is being committed is committed first.
+
+        Args:
+            grace: Seconds that activities which have begun may take to end, so that their answers are kept.
+        """
+        self._grace = grace
         self._leaving.set()
         await self._left.wait()
+
+    def hurry(self) -> None:
+        """Do not wait for activities any longer."""
+        self._grace = 0.0
+
+    async def _drain(self) -> None:
+        """Let activities that have begun end, for as long as `leave` grants; all else is given up already."""
+        since = time.monotonic()
+        for instance in list(self._live.values()):
+            if not (self._grace and instance.is_in_activity):
+                instance.leave()
+            else:
+                instance.leave_when_answered()
+        if waiting := sum(instance.is_in_activity for instance in self._live.values()):
+            text = "worker %s leaves, and waits for activities that have begun: %d, at most %g s"
+            logger.info(text, self.worker, waiting, self._grace)
+        while self._live and time.monotonic() - since < self._grace:
+            await anyio.sleep(_LOOK)
 
     async def _beat(self) -> bool:
         """Prolong the lease; False where the store did not answer."""

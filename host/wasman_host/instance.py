@@ -221,6 +221,15 @@ class Instance:
         self._leaving = True
         self._interrupt()
 
+    def leave_when_answered(self) -> None:
+        """Give the instance up in order once the activity that it waits for has answered, and that is durable."""
+        self._leaving = True
+
+    @property
+    def is_in_activity(self) -> bool:
+        """Whether an activity is under way for it."""
+        return self._waits and self._until is None
+
     def drop(self) -> None:
         """The lease is lost: stop, and write nothing any more."""
         # The lease is no longer valid, and that is what `_interrupted` sees.

@@ -97,7 +97,7 @@ async def test_schedule_to_close_goes_on_while_no_worker_is_there(client: Client
 
     began = anyio.Event()
     first = activity(name="late", schedule_to_close_timeout=LONG)(hands_over)
-    async with Worker(client, activities=[first]):
+    async with Worker(client, activities=[first], graceful_shutdown_timeout=timedelta(0)):
         handle = await client.start_workflow(asks("late", "wasman.error"), None, id="w")
         await began.wait()
     await anyio.sleep(0.06)

@@ -3,6 +3,7 @@
 import gc
 import itertools
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -207,7 +208,7 @@ async def test_a_run_that_is_taken_up_again_repeats_nothing_of_its_upload(client
 
     steps = (downloads(2000), uploads(2000), wat.call("pause"), wat.copy(CHUNK))
     handle = await client.start_workflow(flow(*steps), None, id="w", session=Copy(download=down.source, upload=up.sink))
-    async with Worker(client, activities=[pause]):
+    async with Worker(client, activities=[pause], graceful_shutdown_timeout=timedelta(0)):
         while not workers[0]:
             await anyio.sleep(0.001)
     assert (down.received, up.sent) == (2000, 2000)
@@ -238,7 +239,7 @@ async def test_a_re_entrant_run_needs_only_what_came_after_its_checkpoint(client
     steps = (*both, *both, wat.checkpoint(), *both, wat.call("pause"), wat.copy(CHUNK))
     session = Copy(download=down.source, upload=up.sink)
     handle = await client.start_workflow(flow(*steps, reentrant=True), None, id="w", session=session)
-    async with Worker(client, activities=[pause]):
+    async with Worker(client, activities=[pause], graceful_shutdown_timeout=timedelta(0)):
         while not workers[0]:
             await anyio.sleep(0.001)
     assert down.received == up.sent == 3000

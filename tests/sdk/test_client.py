@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ async def test_listing(client: Client) -> None:
     await client.start_workflow(TYPED, Options(names=[]), id="t")
 
     async def ids(**where: Any) -> list[str]:
-        return [found.id async for found in client.list(**where)]
+        return [found.id async for found in client.list_workflows(**where)]
 
     assert await ids() == ["t", "w2", "w1", "w0"]
     assert await ids(workflow="waits") == ["w2", "w1", "w0"]
@@ -139,6 +140,68 @@ async def test_listing(client: Client) -> None:
     assert len(await ids(status=frozenset({"running", "completed"}))) == 4
     with pytest.raises(InvalidArgumentError, match="'finished' is not a valid Status; there are running, waiting"):
         await ids(status="finished")
+
+
+async def test_listing_by_time_and_counting(client: Client) -> None:
+    first = await (await client.start_workflow(WAITS, None, id="first")).describe()
+    handle = await client.start_workflow(TYPED, Options(names=[]), id="second")
+    async with Worker(client, queues=["default"]):
+        await handle.result()
+    second = await handle.describe()
+    assert second.closed is not None
+
+    async def ids(**where: Any) -> list[str]:
+        found = [found.id async for found in client.list_workflows(**where)]
+        assert await client.count(**where) == len(found)
+        return found
+
+    assert await ids(started_before=second.created) == ["first"]
+    assert await ids(started_after=second.created) == ["second"]
+    assert await ids(started_after=first.created, started_before=second.created + timedelta(seconds=1)) == [
+        "second",
+        "first",
+    ]
+    assert await ids(closed_after=second.closed - timedelta(seconds=1)) == ["second"]
+    assert await ids(closed_before=second.created) == []
+    assert await ids(parent="first") == []
+    assert await ids(status=["waiting", "completed"], workflow="typed") == ["second"]
+    with pytest.raises(InvalidArgumentError, match="started_after is 2026-01-01 00:00:00, which has no time zone"):
+        client.list_workflows(started_after=datetime(2026, 1, 1))  # noqa: DTZ001  that is the point
+    with pytest.raises(InvalidArgumentError, match="a page of 0 instances: the size must be at least 1"):
+        client.list_workflows(page_size=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'name'"):
+        client.list_workflows(name="first")  # type: ignore[call-arg]
+
+
+async def test_pages_are_read_as_they_are_needed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        await client.start_workflow(WAITS, None, id=f"w{n}")
+    store, read = client.store.list, []
+
+    async def counted(where: Any, limit: int, cursor: str | None) -> Any:
+        read.append(cursor)
+        return await store(where, limit, cursor)
+
+    monkeypatch.setattr(client.store, "list", counted)
+    listing = client.list_workflows(page_size=2)
+    assert read == []
+    assert [(await anext(listing)).id for _ in range(2)] == ["w4", "w3"]
+    assert len(read) == 1
+    assert [found.id async for found in listing] == ["w2", "w1", "w0"]
+    assert len(read) == 3
+
+
+async def test_pages_by_a_cursor(client: Client) -> None:
+    for n in range(4):
+        await client.start_workflow(WAITS, None, id=f"w{n}")
+    first = await client.list_workflows_page(page_size=2, id_prefix="w")
+    assert [found.id for found in first.workflows] == ["w3", "w2"]
+    await client.start_workflow(WAITS, None, id="w5")
+    second = await client.list_workflows_page(page_size=2, cursor=first.cursor, id_prefix="w")
+    assert [found.id for found in second.workflows] == ["w1", "w0"]
+    assert second.cursor is None
+    with pytest.raises(InvalidArgumentError, match="'x' is not a cursor of this listing"):
+        await client.list_workflows_page(cursor="x")
 
 
 async def test_a_name_moves_only_by_deploy(client: Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +221,7 @@ async def test_tenants_do_not_see_each_other(url: str) -> None:
     async with Client.connect(url) as one, Client.connect(url, tenant="other") as other:
         await one.start_workflow(WAITS, None, id="w")
         await other.start_workflow(WAITS, None, id="w")
-        assert [found.id async for found in other.list()] == ["w"]
+        assert [found.id async for found in other.list_workflows()] == ["w"]
         assert (await one.get_handle("w").describe()).run_id != (await other.get_handle("w").describe()).run_id
 
 

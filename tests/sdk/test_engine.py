@@ -247,7 +247,7 @@ async def test_what_cannot_be_executed(store: Any, tmp_path: Path) -> None:
             pass
     with pytest.raises(InvalidArgumentError, match=r"the module .*none\.wasm cannot be read: No such file"):
         Engine.from_path(tmp_path / "none.wasm")
-    assert [found.workflow async for found in Client.over(store).list()] == ["direct"]
+    assert [found.workflow async for found in Client.over(store).list_workflows()] == ["direct"]
 
 
 async def test_the_id_of_a_workflow_is_refused(tmp_path: Path) -> None:

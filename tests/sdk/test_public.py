@@ -7,12 +7,51 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors, testing
 
 EXPECTED = {
-    "ActivityInfo", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink", "FileSource",
-    "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session", "Sink", "Source",
-    "StartWorkflowOptions", "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy",
-    "SyncEngine", "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription",
-    "WorkflowHandle", "activity", "errors", "module_digest",
+<<<<<<< HEAD
+    "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
+    "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session",
+    "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncEngine",
+    "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle",
+    "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy", "activity", "errors", "module_digest",
 }  # fmt: skip
+=======
+    "ActivityInfo",
+    "Channel",
+    "ChannelSink",
+    "ChannelSource",
+    "Client",
+    "Engine",
+    "ExecuteActivityInput",
+    "FileSink",
+    "FileSource",
+    "HistoryEvent",
+    "Limits",
+    "PendingActivity",
+    "RetryPolicy",
+    "Runner",
+    "RunnerOptions",
+    "Session",
+    "Sink",
+    "Source",
+    "StartWorkflowOptions",
+    "SyncEngine",
+    "SyncRunner",
+    "SyncTestRunner",
+    "TestRunner",
+    "Worker",
+    "WorkerInterceptor",
+    "Workflow",
+    "WorkflowDescription",
+    "WorkflowFilter",
+    "WorkflowHandle",
+    "WorkflowIDConflictPolicy",
+    "WorkflowIDReusePolicy",
+    "WorkflowPage",
+    "activity",
+    "errors",
+    "module_digest",
+}
+>>>>>>> main
 
 
 def test_all_is_exact_and_sorted() -> None:

@@ -267,7 +267,7 @@ async def test_what_cannot_be_run_is_told_before_anything_is_started(client: Cli
     await refused(
         InvalidArgumentError, "a session or handlers", session=Session(), upload_handler=lambda _payload: None
     )
-    assert [found.id async for found in client.list()] == []
+    assert [found.id async for found in client.list_workflows()] == []
 
 
 async def test_a_cancelled_run_is_handed_back(client: Client) -> None:

@@ -1,6 +1,7 @@
 """What the protocol says, of every store and on both event loops. The sentence of each test is its name."""
 
 import math
+import random
 import sqlite3
 from typing import Any
 
@@ -25,6 +26,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.store.rules import matches
 
 DAY = 86_400 * SECOND
 
@@ -864,6 +866,62 @@ async def test_attributes_follow_the_record(setting: Setting) -> None:
 async def test_a_cursor_that_it_did_not_give_is_refused(setting: Setting, cursor: str) -> None:
     with pytest.raises(InvalidArgumentError, match="cursor"):
         await setting.store.list(Filter(), 10, cursor)
+
+
+async def test_listing_by_the_times_of_the_end_and_by_the_parent(setting: Setting) -> None:
+    for n, name in enumerate("abcd"):
+        await setting.create(name, created=n, parent=None if n == 3 else "ab"[n % 2])
+    for n, name in enumerate("abc"):
+        stored = await setting.get(name)
+        ended = attrs.evolve(closed(stored), closed=10 + n)
+        assert await setting.step(stored, columns=ended) == Won(2, 0)
+    assert await listed(setting, closed_from=10) == ["c", "b", "a"]
+    assert await listed(setting, closed_from=11, closed_to=12) == ["b"]
+    assert await listed(setting, closed_to=12) == ["b", "a"]
+    assert await listed(setting, parent="a") == ["c", "a"]
+    assert await listed(setting, 1, parent="a", closed_from=0) == ["c", "a"]
+    assert await listed(setting, parent="c") == []
+
+
+@pytest.mark.parametrize("few", [1000, 4])
+async def test_a_listing_shows_what_the_rules_say(setting: Setting, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way the store goes to find it."""
+    monkeypatch.setattr("wasman_host.store.sqlite_listing._FEW", few)
+    seed = random.randrange(10**9)
+    draw = random.Random(seed)
+    rows: list[Stored] = []
+    for n in range(40):
+        status = draw.choice([Status.RUNNING, Status.FAILED, Status.COMPLETED])
+        created = draw.randrange(20)
+        fields: dict[str, Any] = {
+            "created": created,
+            "status": status,
+            "closed": None if status is Status.RUNNING else created + draw.randrange(10),
+            "workflow": draw.choice(["f", "g"]),
+            "parent": draw.choice([None, "p", "q"]),
+            "attributes": {name: draw.choice("xy") for name in "kl" if draw.random() < 0.7},
+        }
+        rows.append(await setting.create(draw.choice(["a", "ab", "\ud7ff", "\U0010ffff"]) + str(n), **fields))
+    for _ in range(60):
+        wanted: dict[str, Any] = {
+            "status": frozenset(draw.sample([Status.RUNNING, Status.FAILED, Status.COMPLETED], draw.randrange(4))),
+            "workflow": draw.choice("fgh"),
+            "id_prefix": draw.choice(["", "a", "ab", "ab1", "\ud7ff", "\U0010ffff", "z"]),
+            "created_from": draw.randrange(20),
+            "created_to": draw.randrange(20),
+            "closed_from": draw.randrange(30),
+            "closed_to": draw.randrange(30),
+            "parent": draw.choice("pqr"),
+            "attributes": {name: draw.choice("xyz") for name in "kl" if draw.random() < 0.7},
+        }
+        where = {name: wanted[name] for name in draw.sample(list(wanted), draw.randrange(4))}
+        expected = sorted(
+            (row for row in rows if matches(Filter(**where), row)), key=lambda row: (-row.columns.created, row.key.id)
+        )
+        assert await listed(setting, draw.choice([1, 3, 100]), **where) == [row.key.id for row in expected], (
+            seed,
+            where,
+        )
 
 
 @pytest.mark.parametrize("limit", [0, -1])

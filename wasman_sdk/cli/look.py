@@ -49,7 +49,7 @@ def list_(
     async def found(client: Client) -> list[WorkflowDescription]:
         rows = []
         wanted = frozenset(status) or None
-        async for description in client.list(status=wanted, workflow=workflow, id_prefix=prefix):
+        async for description in client.list_workflows(status=wanted, workflow=workflow, id_prefix=prefix):
             rows.append(description)
             if len(rows) > limit:
                 break

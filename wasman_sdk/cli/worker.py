@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -24,15 +26,22 @@ T = TypeVar("T")
 @click.command()
 @click.argument("name", metavar="MODULE:ATTRIBUTE")
 @store_option
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Written, with the process's id, as long as the worker takes instances up.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Warnings only; by default guests' output is shown as well.")
-def worker(name: str, store: str | None, *, quiet: bool) -> None:
+def worker(name: str, store: str | None, ready_file: Path | None, *, quiet: bool) -> None:
     """Run a worker until SIGINT or SIGTERM.
+
+    Activities that have begun may end then; a second signal does not wait for them.
 
     MODULE:ATTRIBUTE is a Worker, or a function that makes one: it takes the store's URL, or nothing.
     """
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
     found = worker_of(name, store)
-    run_to_its_end(found.run)
+    run_to_its_end(functools.partial(found.run, ready_file=ready_file))
 
 
 def run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:

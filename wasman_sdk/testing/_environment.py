@@ -253,8 +253,10 @@ class _Worker(Worker):
         super().__init__(client, **options)
 
     @override
-    def _definitions(self) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
-        return self._answers.over(*super()._definitions())
+    def _definitions(
+        self, resources: Sequence[object]
+    ) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
+        return self._answers.over(*super()._definitions(resources))
 
 
 def _nanoseconds(moment: datetime) -> int:

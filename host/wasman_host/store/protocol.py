@@ -262,7 +262,7 @@ class Claim:
 
 @frozen
 class Filter:
-    """Which instances to list; every given field must match."""
+    """Which instances to list; every given field must match. Times are ns since 1970."""
 
     tenant: str = "default"
     status: frozenset[Status] | None = None
@@ -270,6 +270,9 @@ class Filter:
     id_prefix: str | None = None
     created_from: int | None = None  # and later
     created_to: int | None = None  # and not this time itself
+    closed_from: int | None = None
+    closed_to: int | None = None
+    parent: str | None = None  # the id of the instance that started it
     attributes: Mapping[str, str] = field(factory=dict)
 
 

@@ -166,6 +166,9 @@ def matches(where: Filter, stored: Stored) -> bool:
         and (where.id_prefix is None or stored.key.id.startswith(where.id_prefix))
         and (where.created_from is None or columns.created >= where.created_from)
         and (where.created_to is None or columns.created < where.created_to)
+        and (where.closed_from is None or (columns.closed is not None and columns.closed >= where.closed_from))
+        and (where.closed_to is None or (columns.closed is not None and columns.closed < where.closed_to))
+        and (where.parent is None or columns.parent == where.parent)
         and all(columns.attributes.get(name) == value for name, value in where.attributes.items())
     )
 

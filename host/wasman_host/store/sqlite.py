@@ -64,6 +64,7 @@ from wasman_host.store.rules import (
     step_verdict,
     verdict,
 )
+from wasman_host.store.sqlite_listing import count_rows, page_rows
 from wasman_host.store.watchers import Visible, Watchers
 
 if TYPE_CHECKING:
@@ -745,21 +746,13 @@ class SqliteStore(Store, Transactions):
     @override
     async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
         after = check_page(limit, cursor)
-        condition, parameters = _condition(where)
-        if after is not None:
-            condition += " and created <= ? and (created < ? or id > ?)"
-            parameters += [after[0], *after]
-        query = f"select {sql.COLUMNS} from {sql.INSTANCE} where {condition} order by created desc, id limit ?"  # noqa: S608
-        rows = await self._patiently(lambda: self._connection.execute(query, (*parameters, limit + 1)).fetchall())
+        rows = await self._patiently(lambda: page_rows(self._connection, where, after, limit + 1))
         page = [_shown(row) for row in rows]
         return Page(page[:limit], cursor_after(page, limit))
 
     @override
     async def count(self, where: Filter) -> int:
-        condition, parameters = _condition(where)
-        query = f"select count(*) from {sql.INSTANCE} where {condition}"  # noqa: S608
-        row = await self._patiently(lambda: self._connection.execute(query, parameters).fetchone())
-        return int(row[0])
+        return await self._patiently(lambda: count_rows(self._connection, where))
 
 
 def _code(error: BaseException) -> int:
@@ -798,27 +791,3 @@ def _shown(row: Sequence[Any]) -> Stored:
         return _stored(row)
     except CorruptSnapshotError:
         return _stored((*row[:6], Status.BLOCKED.value, *row[7:-3], "{}", *row[-2:]))
-
-
-def _condition(where: Filter) -> tuple[str, list[Any]]:
-    """The condition of a listing, of constant parts, and its parameters."""
-    parts: list[str] = ["tenant = ?", "workflow <> ''"]
-    parameters: list[Any] = [where.tenant]
-    for part, value in (
-        ("workflow = ?", where.workflow),
-        ("created >= ?", where.created_from),
-        ("created < ?", where.created_to),
-    ):
-        if value is not None:
-            parts.append(part)
-            parameters.append(value)
-    if where.id_prefix is not None:
-        parts.append("substr(id, 1, ?) = ?")
-        parameters += [len(where.id_prefix), where.id_prefix]
-    if where.status is not None:
-        parts.append("status in (select value from json_each(?))")
-        parameters.append(json.dumps(sorted(status.value for status in where.status)))
-    for name, value in where.attributes.items():
-        parts.append("id in (select id from attribute where tenant = ? and name = ? and value = ?)")
-        parameters += [where.tenant, name, value]
-    return " and ".join(parts), parameters
