@@ -56,13 +56,9 @@ class Worker:
         activities: Sequence[Callable[..., Any]] = (),
         fallback: FallbackHandler | None = None,
         fallback_retry: RetryPolicy | None = None,
-<<<<<<< HEAD
-        resources: Sequence[object] = (),
-        streams: Sequence[type[Source | Sink]] = (),
-=======
         resources: Sequence[object] | Callable[[], Lifespan] = (),
+        streams: Sequence[type[Source | Sink]] = (),
         interceptors: Sequence[WorkerInterceptor] = (),
->>>>>>> main
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
         max_guests: int | None = None,
@@ -83,15 +79,11 @@ class Worker:
             fallback: Called as `fallback(name, request)`, with the guest's own bytes, where a guest calls an activity
                 that is not among these; gives the response's bytes. Async, or not: then in a thread.
             fallback_retry: When a call of it is tried again; see `RetryPolicy` for the default.
-<<<<<<< HEAD
-            resources: Objects injected into activities by their type.
-            streams: Classes of sources and sinks of the application's own; see `Source` and `Sink`.
-=======
             resources: Objects injected into activities by their type; or a function that gives a context manager,
                 async or not, which gives them (one, or a list): it is entered before the first call and left after the
                 last, each time that the worker is.
+            streams: Classes of sources and sinks of the application's own; see `Source` and `Sink`.
             interceptors: What is put around each attempt of an activity, the first outermost.
->>>>>>> main
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
             max_guests: How many of them are in memory; by default as many as the kernel's limit of mappings allows. Of
@@ -129,26 +121,18 @@ class Worker:
         self._threads = max_sync_activities
         self._most = max_activities
         self._tune_gc = tune_gc
-<<<<<<< HEAD
-        self._functions, self._resources = tuple(activities), tuple(resources)
-        self._streams = tuple(streams)
-=======
         self._grace = graceful_shutdown_timeout.total_seconds()
         self._functions = tuple(activities)
         self._resources = resources if callable(resources) else tuple(resources)
->>>>>>> main
+        self._streams = tuple(streams)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
         self._engine: Engine | None = None
         self._tasks: TaskGroup | None = None
         self._in_order = False
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
-<<<<<<< HEAD
-        self._definitions()
         stream_types(self._streams)
-=======
         if not callable(self._resources):
             self._definitions(self._resources)
->>>>>>> main
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -190,11 +174,12 @@ class Worker:
                 await stack.enter_async_context(self.client)
             for workflow in self.workflows:
                 await self.client.deploy_absent(workflow)
-            activities, fallback = self._definitions(await self._opened(stack))
+            resources = await self._opened(stack)
+            activities, fallback = self._definitions(resources)
             engine = Engine(
                 self.client.store,
                 activities,
-                streams=stream_types(self._streams, self._resources),
+                streams=stream_types(self._streams, resources),
                 queues=self._queues,
                 max_instances=self._max_instances,
                 lease=self._lease,

@@ -7,7 +7,6 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors, testing
 
 EXPECTED = {
-<<<<<<< HEAD
     "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
     "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session",
     "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncEngine",
