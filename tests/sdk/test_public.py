@@ -7,14 +7,8 @@ from wasman_host import errors as host_errors
 from wasman_sdk import errors, testing
 
 EXPECTED = {
-    "ActivityInfo", "BytesSource", "Channel", "ChannelSink", "ChannelSource", "Client", "Engine", "FileSink",
-    "FileSource", "HistoryEvent", "Limits", "PendingActivity", "RetryPolicy", "Runner", "RunnerOptions", "Session",
-    "Sink", "SinkWriter", "Source", "SourceReader", "StartWorkflowOptions", "StreamContext", "SyncEngine",
-    "SyncRunner", "SyncTestRunner", "TestRunner", "Worker", "Workflow", "WorkflowDescription", "WorkflowHandle",
-    "WorkflowIDConflictPolicy", "WorkflowIDReusePolicy", "activity", "errors", "module_digest",
-}  # fmt: skip
-=======
     "ActivityInfo",
+    "BytesSource",
     "Channel",
     "ChannelSink",
     "ChannelSource",
@@ -31,8 +25,11 @@ EXPECTED = {
     "RunnerOptions",
     "Session",
     "Sink",
+    "SinkWriter",
     "Source",
+    "SourceReader",
     "StartWorkflowOptions",
+    "StreamContext",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
@@ -50,7 +47,6 @@ EXPECTED = {
     "errors",
     "module_digest",
 }
->>>>>>> main
 
 
 def test_all_is_exact_and_sorted() -> None:
