@@ -90,7 +90,7 @@ def worked(name: str = "flow", *, until: Sequence[str] = ("completed", "failed",
         client = Client.connect("sqlite:///wasman.db")
         async with client, Worker(client, workflows=[Workflow(name, Any, Any)], activities=[note]):
             with anyio.fail_after(20):
-                while [one.status async for one in client.list() if one.status not in until]:
+                while [one.status async for one in client.list_workflows() if one.status not in until]:
                     await anyio.sleep(0.01)
 
     anyio.run(work)
@@ -236,7 +236,7 @@ def test_a_defect_is_one_line_as_well(command: Command, monkeypatch: pytest.Monk
     def broken(*_: object, **_options: object) -> None:
         raise RuntimeError("a defect\nof two lines")
 
-    monkeypatch.setattr(Client, "list", broken)
+    monkeypatch.setattr(Client, "list_workflows", broken)
     command("deploy", "shop:tour")
     refused = command("list")
     assert (refused.code, refused.out) == (70, "")
