@@ -11,8 +11,10 @@
     ├── ConcurrentExecutionError              somebody else has moved the instance on; this copy is dropped
     ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
     │   ├── WorkflowFailedError               ... the guest failed it
+    │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
     │   └── WorkflowTimedOutError             ... its own timeout ended it
+    ├── ResultTimeoutError (TimeoutError)     a result was not there in the time that it was waited for; the run goes on
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
@@ -26,6 +28,7 @@
     ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
     ├── ActivityCancelledError                what an activity does is no longer wanted: it should stop
     ├── ApplicationError                      raised by activities: a failure with a type and details
+    ├── SecretUnavailableError                a secret that is given by reference is not on this machine
     ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
         ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
@@ -61,7 +64,9 @@ __all__ = [
     "LimitError",
     "ModuleError",
     "NondeterminismError",
+    "ResultTimeoutError",
     "RunEndedError",
+    "SecretUnavailableError",
     "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
@@ -72,6 +77,7 @@ __all__ = [
     "WasmVersionMismatchError",
     "WasmanError",
     "WorkflowAlreadyExistsError",
+    "WorkflowCancelledError",
     "WorkflowClosedError",
     "WorkflowFailedError",
     "WorkflowNotFoundError",
@@ -130,7 +136,8 @@ class Failure:
         )
 
     def __str__(self) -> str:
-        where = f" (activity {self.activity!r}, attempt {self.attempt})" if self.activity else ""
+        attempt = f", attempt {self.attempt}" if self.attempt else ""
+        where = f" (activity {self.activity!r}{attempt})" if self.activity else ""
         return f"{self.type}: {self.message}{where}"
 
 
@@ -190,8 +197,16 @@ class RunEndedError(WasmanError):
         self.failure = failure
 
 
+class ResultTimeoutError(WasmanError, TimeoutError):
+    """A result was not there in the time that it was waited for. The run goes on; wait again, or look at it."""
+
+
 class WorkflowFailedError(RunEndedError):
     """The guest failed its run: it called `wasman.fail`, trapped, or exited with a code other than 0."""
+
+
+class WorkflowCancelledError(RunEndedError):
+    """The run was cancelled: its guest was told, and ended with what it was told."""
 
 
 class WorkflowTerminatedError(RunEndedError):
@@ -291,6 +306,10 @@ class ApplicationError(WasmanError):
         self.details = details
         self.non_retryable = non_retryable
         self.next_retry_delay = next_retry_delay
+
+
+class SecretUnavailableError(WasmanError):
+    """A secret that is given by reference is not on the machine that needs it."""
 
 
 class SimulatedCrashError(WasmanError):
