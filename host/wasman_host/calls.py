@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 from attrs import evolve
 
@@ -23,7 +22,6 @@ from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
-from wasman_host.wake import in_loop
 
 if TYPE_CHECKING:
     import logging
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition, Failed
     from wasman_host.guest.live import Guest
     from wasman_host.machine import Machine, Proposal
+    from wasman_host.record import Cancel
     from wasman_host.store.protocol import Key
 
 __all__ = ["Calls", "GivenUp", "Run"]
@@ -50,6 +49,10 @@ class Run(Protocol):
 
     key: Key
     machine: Machine
+
+    @property
+    def cancel(self) -> Cancel | None:
+        """A cancel of which the guest does not know yet."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -72,6 +75,9 @@ class Run(Protocol):
 
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Make something durable while the instance waits for its activity; False where it does not."""
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it on the worker's event loop, from any thread, if there is a worker."""
 
     def beside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let `work` run beside the instance, if there is a worker whose task it can be."""
@@ -134,6 +140,9 @@ class Calls:
             return taken
         number = machine.issue("call", call.name, request)
         delivery = await self.replayed(number) if machine.replaying else None
+        if delivery is None and (cancel := run.cancel) is not None:
+            await run.commit(machine.cancelled(number, call.name, cancel, run.now()))
+            return abi_v0.FAILED
         if delivery is None:
             self._check(call)
             delivery = await self._perform(number, call)
@@ -380,10 +389,7 @@ class Calls:
             return
         pulse.details = details
         if not pulse.keeping:
-            if in_loop():
-                self._keep(call, pulse)
-            else:
-                anyio.from_thread.run_sync(self._keep, call, pulse)
+            self._run.soon(partial(self._keep, call, pulse))
 
     def _pulse_of(self, call: ActivityCall) -> Pulse:
         with _making:

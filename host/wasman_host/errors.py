@@ -11,6 +11,7 @@
     ├── ConcurrentExecutionError              somebody else has moved the instance on; this copy is dropped
     ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
     │   ├── WorkflowFailedError               ... the guest failed it
+    │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
     │   └── WorkflowTimedOutError             ... its own timeout ended it
     ├── ResultTimeoutError (TimeoutError)     a result was not there in the time that it was waited for; the run goes on
@@ -74,6 +75,7 @@ __all__ = [
     "WasmVersionMismatchError",
     "WasmanError",
     "WorkflowAlreadyExistsError",
+    "WorkflowCancelledError",
     "WorkflowClosedError",
     "WorkflowFailedError",
     "WorkflowNotFoundError",
@@ -132,7 +134,8 @@ class Failure:
         )
 
     def __str__(self) -> str:
-        where = f" (activity {self.activity!r}, attempt {self.attempt})" if self.activity else ""
+        attempt = f", attempt {self.attempt}" if self.attempt else ""
+        where = f" (activity {self.activity!r}{attempt})" if self.activity else ""
         return f"{self.type}: {self.message}{where}"
 
 
@@ -198,6 +201,10 @@ class ResultTimeoutError(WasmanError, TimeoutError):
 
 class WorkflowFailedError(RunEndedError):
     """The guest failed its run: it called `wasman.fail`, trapped, or exited with a code other than 0."""
+
+
+class WorkflowCancelledError(RunEndedError):
+    """The run was cancelled: its guest was told, and ended with what it was told."""
 
 
 class WorkflowTerminatedError(RunEndedError):
