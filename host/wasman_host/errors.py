@@ -29,6 +29,7 @@
     ├── GuestTrapError                        a guest trapped; carries the wasm backtrace
     ├── ActivityCancelledError                what an activity does is no longer wanted: it should stop
     ├── ApplicationError                      raised by activities: a failure with a type and details
+    ├── SecretUnavailableError                a secret that is given by reference is not on this machine
     ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
         ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
@@ -67,6 +68,7 @@ __all__ = [
     "NondeterminismError",
     "ResultTimeoutError",
     "RunEndedError",
+    "SecretUnavailableError",
     "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
@@ -327,6 +329,10 @@ class ApplicationError(WasmanError):
         self.details = details
         self.non_retryable = non_retryable
         self.next_retry_delay = next_retry_delay
+
+
+class SecretUnavailableError(WasmanError):
+    """A secret that is given by reference is not on the machine that needs it."""
 
 
 class SimulatedCrashError(WasmanError):
