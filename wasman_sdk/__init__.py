@@ -3,6 +3,7 @@
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from wasman_host.streams import SinkWriter, SourceReader
 from wasman_sdk import errors
 from wasman_sdk._activity import activity
 from wasman_sdk._attempt import ActivityInfo
@@ -15,14 +16,17 @@ from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
 from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
-from wasman_sdk._session import FileSink, FileSource, Session, Sink, Source
+from wasman_sdk._session import Session
 from wasman_sdk._starting import StartWorkflowOptions
+from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
+from wasman_sdk._user_streams import StreamContext
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
 from wasman_sdk.errors import *  # noqa: F403  every error is public, and `errors.__all__` lists them
 
 __all__ = [
     "ActivityInfo",
+    "BytesSource",
     "Channel",
     "ChannelSink",
     "ChannelSource",
@@ -39,8 +43,11 @@ __all__ = [
     "RunnerOptions",
     "Session",
     "Sink",
+    "SinkWriter",
     "Source",
+    "SourceReader",
     "StartWorkflowOptions",
+    "StreamContext",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",

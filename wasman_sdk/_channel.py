@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from wasman_host import channels
 from wasman_host.errors import InvalidArgumentError
-from wasman_sdk._session import Sink, Source
+from wasman_sdk._streams import Sink, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,10 +34,12 @@ class ChannelSource(Source):
 
     type_tag: ClassVar[str] = channels.TAG
 
+    known_without_identity: ClassVar[bool] = True
+
     name: str
 
     async def identity(self) -> Mapping[str, Any]:
-        """See `_Stream`."""
+        """See `Stream`."""
         return _known(self.name, "source")
 
 
@@ -53,7 +55,7 @@ class ChannelSink(Sink):
     name: str
 
     async def identity(self) -> Mapping[str, Any]:
-        """See `_Stream`."""
+        """See `Stream`."""
         return _known(self.name, "sink")
 
 

@@ -19,7 +19,6 @@ import anyio.from_thread
 import anyio.to_thread
 
 from wasman_host import control, errors
-from wasman_host.channels import local_types
 from wasman_host.engine import Engine
 from wasman_host.errors import (
     BlockedError,
@@ -32,10 +31,12 @@ from wasman_host.guest.module import digest
 from wasman_host.ids import validated_id
 from wasman_host.store import Store, path_of
 from wasman_host.store.protocol import CLOSED, Key, Status
-from wasman_host.streams import Source as HostSource
+from wasman_host.streams import SourceReader
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
-from wasman_sdk._session import FileSink, Session, Source
+from wasman_sdk._session import Session
+from wasman_sdk._streams import FileSink, Sink, Source
+from wasman_sdk._user_streams import stream_types
 from wasman_sdk._workflow import Workflow
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class RunnerOptions(TypedDict, total=False):
     download_handler: DownloadHandler | None
     upload_handler: UploadHandler | None
     session: Session | None
+    streams: Sequence[type[Source | Sink]]
     resume: Literal["replay", "checkpoint"]
     limits: Limits | None
     keep_alive: bool
@@ -111,6 +113,7 @@ class Runner:
         download_handler: DownloadHandler | None = None,
         upload_handler: UploadHandler | None = None,
         session: Session | None = None,
+        streams: Sequence[type[Source | Sink]] = (),
         resume: Literal["replay", "checkpoint"] = "replay",
         limits: Limits | None = None,
         keep_alive: bool = False,
@@ -138,13 +141,14 @@ class Runner:
                 anything. If it raises, the next run of the same id calls it again. Its bytes are in memory as a whole:
                 what is large goes to a `session` with a sink.
             session: Sources and sinks instead of handlers, and what activities may want to know.
+            streams: Classes of sources and sinks of the application's own.
             resume: How the guest comes back; see `Workflow`.
             limits: What it may use; a blocked run that is taken up again gets these.
             keep_alive: Keep the worker between the runs inside of `async with runner:`.
             max_sync_activities: How many sync activities run at once, in threads.
 
         Raises:
-            InvalidArgumentError: Options exclude each other, or an activity cannot be called.
+            InvalidArgumentError: Options exclude each other, or an activity or a stream cannot be used.
         """
         if session is not None and (download_handler is not None or upload_handler is not None):
             message = (
@@ -162,6 +166,8 @@ class Runner:
         self._handler, self._retry = activity_handler, retry
         self._download, self._upload = download_handler, upload_handler
         self._session = session
+        self._streams = tuple(streams)
+        stream_types(self._streams)  # so that a mistake shows where it was made
         self._resume: Literal["replay", "checkpoint"] = resume
         self._limits = limits
         self._keep_alive = keep_alive
@@ -256,11 +262,11 @@ class Runner:
             return
         assert self._tasks is not None, "the runner is open"
         threads = anyio.CapacityLimiter(self._threads)
-        types = local_types()
+        types = stream_types(self._streams, self._resources)
         if self._download is not None:
             handler = self._download
 
-            async def downloaded(_spec: StreamSpec) -> HostSource:
+            async def downloaded(_spec: StreamSpec) -> SourceReader:
                 return _Downloaded(handler)
 
             types.sources[_HANDLER] = downloaded
@@ -416,7 +422,7 @@ class TestRunner(Runner):
             options: As of `Runner`.
 
         Raises:
-            InvalidArgumentError: Options exclude each other, or an activity cannot be called.
+            InvalidArgumentError: Options exclude each other, or an activity or a stream cannot be used.
         """
         if crash_at is not None and crash_at < 1:
             message = f"a test runner crashes at checkpoint 1 or a later one, not at {crash_at}; None for no crash"
@@ -519,6 +525,7 @@ def _client_of(store: str | Store | Client) -> Client:
 
 class _HandlerSource(Source):
     type_tag: ClassVar[str] = _HANDLER
+    known_without_identity: ClassVar[bool] = True
 
 
 class _Handlers(Session):
@@ -548,7 +555,7 @@ async def _called(call: Callable[[], Any], handler: object) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
-class _Downloaded(HostSource):
+class _Downloaded(SourceReader):
     """What a download handler gives, from any offset: an earlier one than the last is reached by calling it again."""
 
     def __init__(self, handler: DownloadHandler) -> None:
@@ -558,7 +565,7 @@ class _Downloaded(HostSource):
         self._at = 0
 
     async def read_into(self, offset: int, view: memoryview) -> int:
-        """See `Source`."""
+        """See `SourceReader`."""
         if self._parts is None or offset < self._at:
             await self._begin()
         done = 0
@@ -577,7 +584,7 @@ class _Downloaded(HostSource):
         return done
 
     def read_now(self, offset: int, view: memoryview) -> int | None:
-        """See `Source`."""
+        """See `SourceReader`."""
         count = len(view)
         if offset != self._at or len(self._rest) < count:
             return None
@@ -614,7 +621,7 @@ class _Downloaded(HostSource):
             raise _raised(error) from error
 
     async def close(self) -> None:
-        """See `Source`."""
+        """See `SourceReader`."""
         parts: Any
         parts, self._parts = self._parts, None
         if hasattr(parts, "aclose"):

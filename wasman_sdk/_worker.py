@@ -20,6 +20,7 @@ from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
 from wasman_sdk._interceptors import WorkerInterceptor
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._user_streams import stream_types
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from wasman_host.activity import ActivityDefinition
     from wasman_sdk._handlers import FallbackHandler
+    from wasman_sdk._streams import Sink, Source
     from wasman_sdk._workflow import Workflow
 
 __all__ = ["Lifespan", "Worker"]
@@ -55,6 +57,7 @@ class Worker:
         fallback: FallbackHandler | None = None,
         fallback_retry: RetryPolicy | None = None,
         resources: Sequence[object] | Callable[[], Lifespan] = (),
+        streams: Sequence[type[Source | Sink]] = (),
         interceptors: Sequence[WorkerInterceptor] = (),
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
@@ -79,6 +82,7 @@ class Worker:
             resources: Objects injected into activities by their type; or a function that gives a context manager,
                 async or not, which gives them (one, or a list): it is entered before the first call and left after the
                 last, each time that the worker is.
+            streams: Classes of sources and sinks of the application's own; see `Source` and `Sink`.
             interceptors: What is put around each attempt of an activity, the first outermost.
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
@@ -97,7 +101,8 @@ class Worker:
                 stays.
 
         Raises:
-            InvalidArgumentError: An activity or the fallback cannot be called, or a limit makes no sense.
+            InvalidArgumentError: An activity, the fallback or a class of streams cannot be used, or a limit makes no
+                sense.
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
@@ -119,11 +124,13 @@ class Worker:
         self._grace = graceful_shutdown_timeout.total_seconds()
         self._functions = tuple(activities)
         self._resources = resources if callable(resources) else tuple(resources)
+        self._streams = tuple(streams)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
         self._engine: Engine | None = None
         self._tasks: TaskGroup | None = None
         self._in_order = False
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
+        stream_types(self._streams)
         if not callable(self._resources):
             self._definitions(self._resources)
         self._stack = contextlib.AsyncExitStack()
@@ -167,10 +174,12 @@ class Worker:
                 await stack.enter_async_context(self.client)
             for workflow in self.workflows:
                 await self.client.deploy_absent(workflow)
-            activities, fallback = self._definitions(await self._opened(stack))
+            resources = await self._opened(stack)
+            activities, fallback = self._definitions(resources)
             engine = Engine(
                 self.client.store,
                 activities,
+                streams=stream_types(self._streams, resources),
                 queues=self._queues,
                 max_instances=self._max_instances,
                 lease=self._lease,

@@ -25,16 +25,15 @@ from anyio.abc import ByteStream
 from typing_extensions import override
 
 from wasman_host.errors import InvalidArgumentError, StreamError
-from wasman_host.streams import Sink, Source, file_types
+from wasman_host.streams import SinkWriter, SourceReader
 from wasman_host.wake import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wasman_host.record import StreamSpec
-    from wasman_host.streams import StreamTypes
 
-__all__ = ["TAG", "Channel", "ChannelSink", "ChannelSource", "channel_named", "local_types"]
+__all__ = ["TAG", "Channel", "ChannelSink", "ChannelSource", "channel_named"]
 
 TAG = "channel"
 _CAPACITY = 1024 * 1024
@@ -285,7 +284,7 @@ class Channel(ByteStream):
         waiting.clear()
 
 
-class ChannelSource(Source):
+class ChannelSource(SourceReader):
     """A guest's end of a channel that it downloads from."""
 
     def __init__(self, channel: Channel) -> None:
@@ -316,10 +315,10 @@ class ChannelSource(Source):
 
     @override
     async def close(self) -> None:
-        """See `Source`."""
+        """See `SourceReader`."""
 
 
-class ChannelSink(Sink):
+class ChannelSink(SinkWriter):
     """A guest's end of a channel that it uploads to."""
 
     def __init__(self, channel: Channel | None, spec: StreamSpec, run: str) -> None:
@@ -379,15 +378,7 @@ class ChannelSink(Sink):
 
     @override
     async def close(self) -> None:
-        """See `Sink`."""
-
-
-def local_types() -> StreamTypes:
-    """The types that need nothing but this machine: files, and channels of this process."""
-    types = file_types()
-    types.sources[TAG] = ChannelSource.open
-    types.sinks[TAG] = ChannelSink.open
-    return types
+        """See `SinkWriter`."""
 
 
 def _gone(spec: StreamSpec) -> str:

@@ -17,12 +17,12 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
-from wasman_host.channels import local_types
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
+from wasman_host.known_streams import known_types
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
@@ -83,7 +83,7 @@ class Engine:
         Args:
             store: An open store.
             activities: Handlers by name.
-            streams: Types of sources and sinks; files and channels by default.
+            streams: Types of sources and sinks; by default those that every worker knows.
             queues: Task queues to serve.
             max_instances: How many instances live at once, in memory or evicted.
             lease: Seconds after which others may take over from this worker if it hangs.
@@ -93,7 +93,7 @@ class Engine:
         """
         self.store = store
         self.activities = activities
-        self.streams = streams or local_types()
+        self.streams = streams or known_types()
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.lowlevel
 from isal import isal_zlib
+from pydantic_core import to_json
 
-from wasman_host.errors import BlockedError
+from wasman_host.errors import BlockedError, StreamError
 from wasman_host.record import Publishing
 
 if TYPE_CHECKING:
@@ -17,9 +16,11 @@ if TYPE_CHECKING:
 
     from wasman_host.machine import Machine
     from wasman_host.record import StreamSpec
-    from wasman_host.streams import Sink, Source, StreamTypes
+    from wasman_host.streams import SinkWriter, SourceReader, StreamTypes
 
 __all__ = ["SessionStreams"]
+
+_TOKEN = 256 * 1024  # bytes; a token is part of a snapshot, and at the end of the record
 
 logger = logging.getLogger("wasman.instance")
 
@@ -37,8 +38,8 @@ class SessionStreams:
     def __init__(self, types: StreamTypes, require_lease: Callable[[], None]) -> None:
         self._types = types
         self._require_lease = require_lease
-        self._source: Source | None = None
-        self._sink: Sink | None = None
+        self._source: SourceReader | None = None
+        self._sink: SinkWriter | None = None
         self.token: Mapping[str, Any] | None = None  # of the snapshot that the guest was restored from, or the newest
 
     def now(self, machine: Machine, view: memoryview, *, upload: bool) -> int | None:
@@ -100,7 +101,7 @@ class SessionStreams:
             await sink.write(machine.written, view)
         return self._uploaded(machine, view)
 
-    async def _opened_sink(self, machine: Machine, name: str) -> Sink:
+    async def _opened_sink(self, machine: Machine, name: str) -> SinkWriter:
         if self._sink is None:
             self._sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, self.token)
         return self._sink
@@ -111,7 +112,7 @@ class SessionStreams:
         if name is None or not machine.written:
             return None
         sink = await self._opened_sink(machine, name)
-        return dict(await sink.sync(machine.written))
+        return _bounded(await sink.sync(machine.written), name)
 
     async def finished(self, machine: Machine) -> Publishing | None:
         """The guest has ended: what is to be published, all of it durable."""
@@ -119,21 +120,9 @@ class SessionStreams:
         if name is None:
             return None
         sink = await self._opened_sink(machine, name)
-        length, found = machine.written, []
-
-        async def take_digest() -> None:
-            found.append(await sink.digest(length))
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(take_digest)
-                token = await sink.sync(length)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-        if not found:  # this task is being cancelled, and only the other half of it has felt that
-            await anyio.lowlevel.checkpoint()
-            found.append(await sink.digest(length))
-        return Publishing({name: (length, found[0], dict(token))})
+        length = machine.written
+        digest, token = await sink.finish(length)
+        return Publishing({name: (length, digest, _bounded(token, name))})
 
     async def publish(self, machine: Machine) -> None:
         """Give the sinks their names; after a crash again, which changes nothing."""
@@ -154,8 +143,9 @@ class SessionStreams:
         name = _only(machine.pinned.sinks, "upload")
         if name is None:
             return
+        written, self._sink = self._sink, None  # it may know what only it has begun
         try:
-            sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            sink = written or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
             try:
                 await sink.discard()
             finally:
@@ -178,3 +168,16 @@ def _only(streams: Mapping[str, StreamSpec], name: str) -> str | None:
     if len(streams) == 1:
         return next(iter(streams))
     return name if name in streams else None
+
+
+def _bounded(token: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A sink's token as it can be stored."""
+    try:
+        size = len(to_json(token))
+    except ValueError as error:
+        message = f"the sink {name!r} gave a token that is no JSON ({error}); mend it, then unblock"
+        raise StreamError(message) from error
+    if size > _TOKEN:
+        message = f"the sink {name!r} gave a token of {size:,} bytes, and {_TOKEN:,} are allowed; mend it, then unblock"
+        raise StreamError(message)
+    return dict(token)

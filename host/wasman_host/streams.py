@@ -17,13 +17,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from attrs import define, field
 
 from wasman_host.errors import SourceChangedError, StreamError
 from wasman_host.record import StreamSpec
 
-__all__ = ["FileSink", "FileSource", "Sink", "Source", "StreamTypes", "file_types", "identify_file"]
+__all__ = ["FileSink", "FileSource", "SinkWriter", "SourceReader", "StreamTypes", "identify_file"]
 
 _CHUNK = 1024 * 1024
 _FOLLOW = 8 * 1024 * 1024  # bytes that gather before a thread takes them into the digest
@@ -32,8 +34,8 @@ _READ_AHEAD: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 
 
-class Source(ABC):
-    """Bytes that can be read again from any offset."""
+class SourceReader(ABC):
+    """An open source: bytes that can be read again from any offset."""
 
     @abstractmethod
     async def read_into(self, offset: int, view: memoryview) -> int:
@@ -47,17 +49,29 @@ class Source(ABC):
         """The same where nothing need be waited for; None where something must be. Raises `StreamError`."""
         return None
 
-    @abstractmethod
-    async def close(self) -> None:
+    @property
+    def length(self) -> int | None:
+        """Bytes that it has, where that is known: only for those who follow the progress."""
+        return None
+
+    async def close(self) -> None:  # noqa: B027  most have nothing open
         """Give up what is open."""
 
 
-class Sink(ABC):
-    """Bytes at absolute offsets of a part that belongs to the run, published in one step at its end."""
+class SinkWriter(ABC):
+    """An open sink: bytes at absolute offsets of a part that belongs to the run, published in one step at its end.
+
+    Whoever opens it again for the same run writes the same bytes to the same offsets, perhaps while the one before
+    still does. What was written behind the last snapshot is written again.
+    """
 
     @abstractmethod
     async def write(self, offset: int, view: memoryview) -> None:
-        """Write all of `view` at `offset`. Raises `StreamError`."""
+        """Write all of `view` at `offset`, where the last one ended. `view` is the guest's memory: copy what is kept.
+
+        Raises:
+            StreamError: It cannot be written; retries are over.
+        """
 
     def write_now(self, offset: int, view: memoryview) -> bool:  # noqa: ARG002  a sink that always waits
         """The same where nothing need be waited for; False, with nothing written, where something must be."""
@@ -65,11 +79,29 @@ class Sink(ABC):
 
     @abstractmethod
     async def sync(self, length: int) -> Mapping[str, Any]:
-        """Make the first `length` bytes durable. The token to find them again: small, JSON, the sink's own."""
+        """Make the first `length` bytes durable. The token to go on behind them: JSON, at most 256 KiB, its own."""
 
-    @abstractmethod
-    async def digest(self, length: int) -> str:
-        """sha256 of the first `length` bytes, in hex."""
+    async def digest(self, length: int) -> str:  # noqa: ARG002  nothing to compare
+        """sha256 of the first `length` bytes, in hex; "" for a sink that compares nothing when it is published."""
+        return ""
+
+    async def finish(self, length: int) -> tuple[str, Mapping[str, Any]]:
+        """Nothing comes behind the first `length` bytes: make them durable. Their digest, and the token to publish."""
+        found: list[str] = []
+
+        async def take_digest() -> None:
+            found.append(await self.digest(length))
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take_digest)
+                token = await self.sync(length)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if not found:  # this task is being cancelled, and only the other half of it has felt that
+            await anyio.lowlevel.checkpoint()
+            found.append(await self.digest(length))
+        return found[0], token
 
     @abstractmethod
     async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:
@@ -79,8 +111,7 @@ class Sink(ABC):
     async def discard(self) -> None:
         """The run has ended without a result: drop the part."""
 
-    @abstractmethod
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027  most have nothing open
         """Give up what is open; the part stays."""
 
 
@@ -93,17 +124,17 @@ class StreamTypes:
         sinks: tag -> opener(spec, run, token of the last snapshot or None).
     """
 
-    sources: dict[str, Callable[[StreamSpec], Awaitable[Source]]] = field(factory=dict)
-    sinks: dict[str, Callable[[StreamSpec, str, Mapping[str, Any] | None], Awaitable[Sink]]] = field(factory=dict)
+    sources: dict[str, Callable[[StreamSpec], Awaitable[SourceReader]]] = field(factory=dict)
+    sinks: dict[str, Callable[[StreamSpec, str, Mapping[str, Any] | None], Awaitable[SinkWriter]]] = field(factory=dict)
 
-    async def open_source(self, spec: StreamSpec) -> Source:
+    async def open_source(self, spec: StreamSpec) -> SourceReader:
         """Open a source. Raises `StreamError` for an unknown type and what the type's opener raises."""
         if spec.type not in self.sources:
             message = f"no source type {spec.type!r} is registered with this worker; register it, then unblock"
             raise StreamError(message)
         return await self.sources[spec.type](spec)
 
-    async def open_sink(self, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> Sink:
+    async def open_sink(self, spec: StreamSpec, run: str, token: Mapping[str, Any] | None) -> SinkWriter:
         """Open a sink. Raises `StreamError` for an unknown type and what the type's opener raises."""
         if spec.type not in self.sinks:
             message = f"no sink type {spec.type!r} is registered with this worker; register it, then unblock"
@@ -142,7 +173,7 @@ def identify_file(path: Path, *, with_digest: bool = False) -> dict[str, Any]:
     return identity
 
 
-class FileSource(Source):
+class FileSource(SourceReader):
     """A file, read on the event loop's own thread where the page cache has it, and by another where the disk is asked.
 
     Where the kernel cannot tell the two apart, or will not for this file system, it is read on the event loop's thread.
@@ -173,12 +204,17 @@ class FileSource(Source):
             raise SourceChangedError(message)
         return cls(path, descriptor, found["size"])
 
+    @property
+    def length(self) -> int:
+        """See `SourceReader`."""
+        return self._size
+
     async def read_into(self, offset: int, view: memoryview) -> int:
-        """See `Source`."""
+        """See `SourceReader`."""
         return await anyio.to_thread.run_sync(self._read, offset, view)
 
     def read_now(self, offset: int, view: memoryview) -> int | None:
-        """See `Source`."""
+        """See `SourceReader`."""
         wanted = min(len(view), self._size - offset)
         if wanted <= 0:
             return 0
@@ -216,7 +252,7 @@ class FileSource(Source):
         return f"the source {self._path} cannot be read ({error.strerror}); mend that, then unblock"
 
     async def close(self) -> None:
-        """See `Source`."""
+        """See `SourceReader`."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -274,7 +310,7 @@ class _RunningDigest:
             wait((work,))
 
 
-class FileSink(Sink):
+class FileSink(SinkWriter):
     """A file that appears under its name complete or not at all; until then its part lies beside it."""
 
     def __init__(self, path: Path, part: Path, descriptor: int) -> None:
@@ -304,11 +340,11 @@ class FileSink(Sink):
         return cls(path, part, descriptor)
 
     async def write(self, offset: int, view: memoryview) -> None:
-        """See `Sink`."""
+        """See `SinkWriter`."""
         self.write_now(offset, view)
 
     def write_now(self, offset: int, view: memoryview) -> bool:
-        """See `Sink`. The page cache takes it."""
+        """See `SinkWriter`. The page cache takes it."""
         done = 0
         try:
             while done < len(view):
@@ -320,7 +356,7 @@ class FileSink(Sink):
         return True
 
     async def sync(self, length: int) -> Mapping[str, Any]:
-        """See `Sink`."""
+        """See `SinkWriter`."""
         try:
             await anyio.to_thread.run_sync(self._sync)
         except OSError as error:
@@ -335,7 +371,7 @@ class FileSink(Sink):
             self._named = True
 
     async def digest(self, length: int) -> str:
-        """See `Sink`."""
+        """See `SinkWriter`."""
         return await anyio.to_thread.run_sync(self._digest, length)
 
     def _digest(self, length: int) -> str:
@@ -345,7 +381,7 @@ class FileSink(Sink):
         return digest
 
     async def publish(self, length: int, digest: str, token: Mapping[str, Any]) -> None:  # noqa: ARG002  a file is its name
-        """See `Sink`."""
+        """See `SinkWriter`."""
         try:
             await anyio.to_thread.run_sync(self._publish, length, digest)
         except OSError as error:
@@ -372,17 +408,12 @@ class FileSink(Sink):
         _sync_folder(self._path.parent)
 
     async def discard(self) -> None:
-        """See `Sink`."""
+        """See `SinkWriter`."""
         self._part.unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """See `Sink`."""
+        """See `SinkWriter`."""
         self._running.stop()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def file_types() -> StreamTypes:
-    """The types that need nothing but a file system."""
-    return StreamTypes(sources={"file": FileSource.open}, sinks={"file": FileSink.open})

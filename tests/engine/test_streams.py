@@ -19,7 +19,7 @@ from wasman_host.errors import GuestTimeoutError, StreamError
 from wasman_host.record import Limits, StreamSpec
 from wasman_host.session_streams import SessionStreams
 from wasman_host.store import Change, Status, Step
-from wasman_host.streams import FileSink, FileSource, Source, StreamTypes
+from wasman_host.streams import FileSink, FileSource, SourceReader, StreamTypes
 
 CHUNK = 1000
 
@@ -48,7 +48,7 @@ async def test_a_chunk_that_is_ready_parks_nobody(lab: MemoryLab, tmp_path: Path
     assert parked == ["download", "upload"]  # to open them
 
 
-class Endless(Source):
+class Endless(SourceReader):
     """A source of so many bytes at once that all of the time goes into asking."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ async def test_a_guest_that_streams_on_and_on_leaves_others_their_turns(lab: Mem
     endless = Endless()
     seen: set[int] = set()
 
-    async def opened(_spec: StreamSpec) -> Source:
+    async def opened(_spec: StreamSpec) -> SourceReader:
         return endless
 
     async def neighbour() -> None:

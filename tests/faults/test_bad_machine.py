@@ -53,7 +53,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
-from wasman_host.streams import Sink, StreamTypes
+from wasman_host.streams import SinkWriter, StreamTypes
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = random.Random(5).randbytes(60_000)
@@ -357,6 +357,8 @@ async def test_a_step_forgets_the_takeovers_before_it(kind: str, tmp_path: Path)
 class _Interrupted:
     """A sink in whose sync the run is interrupted; its digest feels it first."""
 
+    finish = SinkWriter.finish
+
     def __init__(self, scope: anyio.CancelScope) -> None:
         self._scope = scope
 
@@ -377,7 +379,7 @@ async def test_a_run_that_is_interrupted_as_it_finishes_is_not_blocked() -> None
     machine = Machine("default", "w", Record("run", pinned), Tail())
     streams = SessionStreams(StreamTypes(), lambda: None)
     with anyio.CancelScope() as scope:
-        streams._sink = cast("Sink", _Interrupted(scope))
+        streams._sink = cast("SinkWriter", _Interrupted(scope))
         await streams.finished(machine)
     assert scope.cancelled_caught
 

@@ -8,6 +8,7 @@ from wasman_sdk import errors, testing
 
 EXPECTED = {
     "ActivityInfo",
+    "BytesSource",
     "Channel",
     "ChannelSink",
     "ChannelSource",
@@ -24,8 +25,11 @@ EXPECTED = {
     "RunnerOptions",
     "Session",
     "Sink",
+    "SinkWriter",
     "Source",
+    "SourceReader",
     "StartWorkflowOptions",
+    "StreamContext",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
