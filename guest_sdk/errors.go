@@ -5,13 +5,17 @@ import (
 	"strconv"
 )
 
+// TypeCancelled is the Type of an *ActivityError whose call was cut short because the run is to be cancelled.
+const TypeCancelled = "Cancelled"
+
 // ActivityError is the failure of an activity after its last attempt, as the host reports it.
 type ActivityError struct {
-	Type     string          `json:"type"`     // the exception's type
-	Message  string          `json:"message"`  // its text
-	Activity string          `json:"activity"` // the activity's name
-	Attempt  int             `json:"attempt"`  // the last attempt, counted from 1
-	Details  json.RawMessage `json:"details"`  // JSON, or empty
+	Type     string          `json:"type"`            // the exception's type
+	Message  string          `json:"message"`         // its text
+	Activity string          `json:"activity"`        // the activity's name
+	Attempt  int             `json:"attempt"`         // the last attempt, counted from 1
+	Details  json.RawMessage `json:"details"`         // JSON, or empty
+	Cause    *ActivityError  `json:"cause,omitempty"` // what brought it about, or nil; it names no activity
 }
 
 // Error says which activity failed, when and why.
@@ -21,6 +25,13 @@ func (e *ActivityError) Error() string {
 		text += " at attempt " + strconv.Itoa(e.Attempt)
 	}
 	return text + ": " + e.Type + ": " + e.Message
+}
+
+// IsCancelled says whether err is, or wraps, the failure of a call because the run is to be cancelled. The guest hears of
+// it once. It may call activities to tidy up; when its body returns err, the run has been cancelled.
+func IsCancelled(err error) bool {
+	failed, ok := ErrorOf[*ActivityError](err)
+	return ok && failed.Type == TypeCancelled
 }
 
 // Failure is an error with a type and details of its own: returned from the body, it ends the run as such.
@@ -56,6 +67,9 @@ func failureOf(err error) Failure {
 		failure.Type, failure.Details = own.Type, own.Details
 	} else if activity, ok := ErrorOf[*ActivityError](err); ok {
 		failure.Type, failure.Details = "ActivityError", activity
+		if activity.Type == TypeCancelled {
+			failure.Type = TypeCancelled
+		}
 	}
 	return failure
 }

@@ -106,6 +106,27 @@ func TestFailedActivityIsTyped(t *testing.T) {
 	}
 }
 
+func TestFailedActivityHasItsCause(t *testing.T) {
+	play(t, map[string]string{
+		nameError: `{"type":"OSError","message":"m","activity":"greet","attempt":1,"cause":{"type":"A","message":"a","cause":{"type":"B","message":"b"}}}`,
+	})
+	failed, _ := ErrorOf[*ActivityError](Call("greet", "?", nil))
+	if failed.Cause == nil || failed.Cause.Type != "A" || failed.Cause.Cause.Message != "b" || failed.Cause.Cause.Cause != nil {
+		t.Fatalf("%#v", failed)
+	}
+	if IsCancelled(failed) {
+		t.Fatal("it was not cancelled")
+	}
+}
+
+func TestCancelledCallIsKnown(t *testing.T) {
+	play(t, map[string]string{nameError: `{"type":"Cancelled","message":"enough","activity":"greet"}`})
+	err := Call("greet", "?", nil)
+	if !IsCancelled(fmt.Errorf("greeting: %w", err)) || IsCancelled(errors.New("other")) || IsCancelled(nil) {
+		t.Fatal(err)
+	}
+}
+
 func TestFailedActivityOfAHostWithoutReasons(t *testing.T) {
 	play(t, nil)
 	if err := Call("greet", nil, nil); err == nil || err.Error() != "greet failed: Unknown: the host gives no reason" {
@@ -143,6 +164,7 @@ func TestInputSessionAndResult(t *testing.T) {
 
 func TestBodyEndsTheRunAsItsErrorSays(t *testing.T) {
 	activity := &ActivityError{Type: "E", Message: "m", Activity: "greet", Attempt: 1}
+	cancelled := &ActivityError{Type: TypeCancelled, Message: "enough", Activity: "greet"}
 	for _, test := range []struct {
 		err  error
 		want string
@@ -151,6 +173,8 @@ func TestBodyEndsTheRunAsItsErrorSays(t *testing.T) {
 		{fmt.Errorf("x: %w", &Failure{"Own", "text", 5}), `{"type":"Own","message":"x: text","details":5}`},
 		{activity, `{"type":"ActivityError","message":"greet failed at attempt 1: E: m","details":` +
 			`{"type":"E","message":"m","activity":"greet","attempt":1,"details":null}}`},
+		{fmt.Errorf("x: %w", cancelled), `{"type":"Cancelled","message":"x: greet failed: Cancelled: enough","details":` +
+			`{"type":"Cancelled","message":"enough","activity":"greet","attempt":0,"details":null}}`},
 		{&Failure{"Own", "text", func() {}}, `{"type":"Own","message":"text","details":` +
 			`"(the details cannot be written as JSON: json: unsupported type: func())"}`},
 	} {

@@ -199,7 +199,13 @@ class Lab:
 
     async def ended(self, id: str = "w") -> control.Description:
         return await self.until(
-            Status.COMPLETED, Status.FAILED, Status.TERMINATED, Status.BLOCKED, Status.TIMED_OUT, id=id
+            Status.COMPLETED,
+            Status.FAILED,
+            Status.CANCELLED,
+            Status.TERMINATED,
+            Status.BLOCKED,
+            Status.TIMED_OUT,
+            id=id,
         )
 
     async def result(self, id: str = "w") -> Any:
@@ -227,6 +233,9 @@ class Lab:
 
     async def terminate(self, id: str = "w", reason: str = "enough") -> None:
         await control.terminate(self.store, Key("default", id), reason)
+
+    async def cancel(self, id: str = "w", reason: str = "changed my mind") -> None:
+        await control.cancel(self.store, Key("default", id), reason)
 
     # Workers
 

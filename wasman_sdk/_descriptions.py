@@ -46,7 +46,8 @@ class WorkflowDescription:
         id: The workflow id.
         run_id: Its current run.
         workflow: The workflow's name.
-        status: "running", "waiting", "blocked", "publishing", "completed", "failed", "terminated" or "timed_out".
+        status: "running", "waiting", "blocked", "publishing", "completed", "failed", "cancelled", "terminated"
+            or "timed_out".
         reason: Why it is blocked, what it waits for, or why it failed; "" else.
         module: sha256 of the module that the run is pinned to, in hex.
         owner: The worker that holds it, or None.
@@ -64,6 +65,7 @@ class WorkflowDescription:
         previous_run_id: The run that the id had before, or ""; `get_handle(id, run_id=...)` gives it.
         limits: What its guest may use, or None where its record cannot be read.
         backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
+        cancel_requested: The reason of a cancel that the guest was told of, or is to be told of; "" else.
     """
 
     id: str
@@ -87,6 +89,7 @@ class WorkflowDescription:
     previous_run_id: str
     limits: Limits | None
     backtrace: str
+    cancel_requested: str
 
 
 @frozen
@@ -172,4 +175,5 @@ def description_of(found: Description) -> WorkflowDescription:
         previous_run_id=record.pinned.previous if record else "",
         limits=record.pinned.limits if record else None,
         backtrace=record.failure.backtrace if record and record.failure else "",
+        cancel_requested=record.cancel.reason if record and record.cancel else "",
     )

@@ -6,7 +6,16 @@ import logging
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from wasman_host import control
-from wasman_host.errors import RunEndedError, WorkflowFailedError, WorkflowTerminatedError, WorkflowTimedOutError
+from wasman_host.errors import (
+    ActivityError,
+    ApplicationError,
+    Failure,
+    RunEndedError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription, description_of, events_of
 from wasman_sdk._workflow import read_result
@@ -28,6 +37,7 @@ Out = TypeVar("Out")
 _LOOK = 5.0  # seconds between two looks at an instance although no hint came
 _ENDS: Mapping[Status, type[RunEndedError]] = {
     Status.FAILED: WorkflowFailedError,
+    Status.CANCELLED: WorkflowCancelledError,
     Status.TERMINATED: WorkflowTerminatedError,
     Status.TIMED_OUT: WorkflowTimedOutError,
 }
@@ -61,7 +71,8 @@ class WorkflowHandle(Generic[Out]):
         A blocked run has not ended: it is waited for, and a warning says why it stands still.
 
         Raises:
-            WorkflowFailedError: The guest failed the run.
+            WorkflowFailedError: The guest failed the run; where that was for an activity's failure, this is the cause.
+            WorkflowCancelledError: It was cancelled.
             WorkflowTerminatedError: A person ended it.
             WorkflowTimedOutError: Its execution timeout ended it.
             WorkflowNotFoundError: There is no such run.
@@ -92,9 +103,12 @@ class WorkflowHandle(Generic[Out]):
             return cast("Out", read_result(self._output, payload, self._workflow or record.pinned.workflow))
         kind = _ENDS.get(record.status, RunEndedError)
         words = record.status.value.replace("_", " ")
-        message = f"run {record.run} of {self.id!r} {'was ' if kind is WorkflowTerminatedError else ''}{words}"
-        why = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
-        raise kind(f"{message}: {why}", record.failure)
+        was = "was " if kind in {WorkflowTerminatedError, WorkflowCancelledError} else ""
+        message = f"run {record.run} of {self.id!r} {was}{words}"
+        why: object = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
+        if record.status is Status.CANCELLED and record.cancel is not None:
+            why = record.cancel.reason
+        raise kind(f"{message}: {why}", record.failure) from _cause_of(record.failure)
 
     async def describe(self) -> WorkflowDescription:
         """How it stands. Raises `WorkflowNotFoundError`."""
@@ -109,6 +123,20 @@ class WorkflowHandle(Generic[Out]):
             UnsupportedStateError: A newer wasman wrote it.
         """
         return events_of(await control.history(self._store, await self._load()))
+
+    async def cancel(self, reason: str = "cancelled by request") -> None:
+        """Tell the guest to end, in its own way; durable when this returns, and asking again changes nothing.
+
+        The activity that the guest waits for is cancelled, and the call fails with the type "Cancelled"; where it waits
+        for none, its next call does. From then on it may call others, to tidy up. A guest that fails with what it was
+        told is cancelled; one that gives a result is completed.
+
+        Raises:
+            WorkflowNotFoundError: There is no such run.
+            WorkflowClosedError: It has ended already.
+            InvalidArgumentError: It is an instance of an `Engine`.
+        """
+        await control.cancel(self._store, self._key, reason, self.run_id)
 
     async def terminate(self, reason: str = "terminated by request") -> None:
         """End the run without asking the guest; durable when this returns, done by whichever worker holds or claims it.
@@ -129,3 +157,19 @@ class WorkflowHandle(Generic[Out]):
             CorruptSnapshotError: Its record still cannot be read.
         """
         await control.unblock(self._store, self._key, self.run_id, limits)
+
+
+def _cause_of(failure: Failure | None) -> Exception | None:
+    """The failure of the activity that a guest has failed by, as an exception with the causes of its own."""
+    if failure is None or failure.type != "ActivityError" or not isinstance(failure.details, dict):
+        return None
+    try:
+        activity = Failure.of_json(failure.details)
+    except (KeyError, TypeError, ValueError):
+        return None  # a guest says what it likes
+    error: Exception = ActivityError(activity)
+    outer, cause = error, activity.cause
+    while cause is not None:
+        outer.__cause__ = ApplicationError(cause.message, type=cause.type, details=cause.details)
+        outer, cause = outer.__cause__, cause.cause
+    return error

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition, Failed
     from wasman_host.guest.live import Guest
     from wasman_host.machine import Machine, Proposal
+    from wasman_host.record import Cancel
     from wasman_host.store.protocol import Key
 
 __all__ = ["Calls", "GivenUp", "Run"]
@@ -50,6 +51,10 @@ class Run(Protocol):
 
     key: Key
     machine: Machine
+
+    @property
+    def cancel(self) -> Cancel | None:
+        """A cancel of which the guest does not know yet."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -134,6 +139,9 @@ class Calls:
             return taken
         number = machine.issue("call", call.name, request)
         delivery = await self.replayed(number) if machine.replaying else None
+        if delivery is None and (cancel := run.cancel) is not None:
+            await run.commit(machine.cancelled(number, call.name, cancel, run.now()))
+            return abi_v0.FAILED
         if delivery is None:
             self._check(call)
             delivery = await self._perform(number, call)

@@ -26,7 +26,7 @@ from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Record, encode_record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
+from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Description",
+    "cancel",
     "closing",
     "describe",
     "describe_stored",
@@ -161,13 +162,35 @@ async def terminate(store: Store, key: Key, reason: str, run: str | None = None,
         WorkflowClosedError: The run has ended already.
     """
     stored = await load(store, key, run)
-    identity = message_id or f"terminate-{secrets.token_hex(8)}"
-    body = json.dumps({"reason": reason, "run": stored.run}).encode()
-    sealed = seal(mail_address(key, "terminate", identity), body)
-    sent = await store.send(Message(key, identity, "terminate", sealed, run=stored.run))
+    await _ask(store, stored, "terminate", message_id or f"terminate-{secrets.token_hex(8)}", reason)
+
+
+async def cancel(store: Store, key: Key, reason: str, run: str | None = None) -> None:
+    """Ask that the guest be told to end: the call that it waits for fails, or else its next one. It is told once.
+
+    Raises:
+        WorkflowNotFoundError: There is no such instance, or it never had that run.
+        WorkflowClosedError: The run has ended already.
+        InvalidArgumentError: It is executed directly, so there is nothing that goes on by itself.
+    """
+    stored = await load(store, key, run)
+    if stored.columns.queue == DIRECT:
+        text = f"{key} is executed directly: cancel the task that awaits its execution, or terminate it"
+        raise InvalidArgumentError(text)
+    # Always the same id, so that asking again changes nothing.
+    await _ask(store, stored, "cancel", f"cancel-{stored.run}", reason)
+
+
+async def _ask(store: Store, stored: Stored, kind: str, identity: str, reason: str) -> None:
+    key, sent = stored.key, Sent.CLOSED
+    if stored.columns.status not in CLOSED:
+        body = json.dumps({"reason": reason, "run": stored.run}).encode()
+        sealed = seal(mail_address(key, kind, identity), body)
+        sent = await store.send(Message(key, identity, kind, sealed, run=stored.run))
     if sent is Sent.CLOSED:
         stored = await load(store, key, stored.run)  # it may have ended just now
-        text = f"{key} has ended already ({stored.columns.status.value}), so it cannot be terminated"
+        how = "terminated" if kind == "terminate" else "cancelled"
+        text = f"{key} has ended already ({stored.columns.status.value}), so it cannot be {how}"
         raise WorkflowClosedError(text)
     if sent is Sent.ABSENT:
         text = f"there is no instance {str(key)!r} in this store"

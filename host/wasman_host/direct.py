@@ -39,7 +39,7 @@ from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta
 from wasman_host.starting import check_size, created, creation
 from wasman_host.store.protocol import CLOSED, Claim, Won
-from wasman_host.stored import columns_of, open_record, open_tail
+from wasman_host.stored import DIRECT, columns_of, open_record, open_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +52,8 @@ if TYPE_CHECKING:
     from wasman_host.record import Limits, Record
     from wasman_host.store.protocol import Columns, Key
 
-__all__ = ["DIRECT", "DirectInstance", "ExecutionFailed", "opened"]
+__all__ = ["DirectInstance", "ExecutionFailed", "opened"]
 
-DIRECT = "direct"  # the queue of these instances, which no worker serves, and the name of their workflow
 _LOOK = 16  # executions of an instance between two looks at how much its guest has written
 
 

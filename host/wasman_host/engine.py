@@ -387,13 +387,16 @@ class Engine:
             instance = self._live.get(key)
             if instance is None:
                 continue
+            messages = await self.store.mail(key)
             try:
-                terminating = instance.ending(await self.store.mail(key))
+                terminating, cancel = instance.ending(messages), instance.cancel_in(messages)
             except CorruptSnapshotError as error:
                 instance.block(error)
                 continue
             if terminating is not None:
                 instance.end(terminating)
+            elif cancel is not None:
+                instance.tell(cancel)
         now = self.store.now()
         for instance in list(self._live.values()):
             if instance.expires is not None and now >= instance.expires:

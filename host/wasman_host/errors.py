@@ -11,6 +11,7 @@
     ├── ConcurrentExecutionError              somebody else has moved the instance on; this copy is dropped
     ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
     │   ├── WorkflowFailedError               ... the guest failed it
+    │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
     │   └── WorkflowTimedOutError             ... its own timeout ended it
     ├── BlockedError                          why an instance stands still until somebody unblocks it
@@ -72,6 +73,7 @@ __all__ = [
     "WasmVersionMismatchError",
     "WasmanError",
     "WorkflowAlreadyExistsError",
+    "WorkflowCancelledError",
     "WorkflowClosedError",
     "WorkflowFailedError",
     "WorkflowNotFoundError",
@@ -130,7 +132,8 @@ class Failure:
         )
 
     def __str__(self) -> str:
-        where = f" (activity {self.activity!r}, attempt {self.attempt})" if self.activity else ""
+        attempt = f", attempt {self.attempt}" if self.attempt else ""
+        where = f" (activity {self.activity!r}{attempt})" if self.activity else ""
         return f"{self.type}: {self.message}{where}"
 
 
@@ -192,6 +195,10 @@ class RunEndedError(WasmanError):
 
 class WorkflowFailedError(RunEndedError):
     """The guest failed its run: it called `wasman.fail`, trapped, or exited with a code other than 0."""
+
+
+class WorkflowCancelledError(RunEndedError):
+    """The run was cancelled: its guest was told, and ended with what it was told."""
 
 
 class WorkflowTerminatedError(RunEndedError):

@@ -47,7 +47,7 @@ from wasman_host.machine import Machine, Proposal, Terminating
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
-from wasman_host.record import Record, encode_record
+from wasman_host.record import Cancel, Record, encode_record
 from wasman_host.seal import Address, seal, unseal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.snapshot import Delta, encode_delta, runs_of
@@ -126,6 +126,7 @@ class Instance:
         "_beside",
         "_blocking",
         "_calls",
+        "_cancelling",
         "_committing",
         "_created",
         "_ending",
@@ -178,6 +179,7 @@ class Instance:
         self._committing = False
         self._beside: anyio.Event | None = None  # set when what is committed beside this task is
         self._ending: Terminating | None = None
+        self._cancelling: Cancel | None = None  # it is still in the mail
         self._blocking: BlockedError | None = None
         self._leaving = False
         self._handing_back: int | None = None  # until when nothing happens
@@ -216,6 +218,12 @@ class Instance:
         self._blocking = error
         self._interrupt()
 
+    def tell(self, cancel: Cancel) -> None:
+        """Let the guest know of a cancel: at once where it waits for a call, else by its next one."""
+        self._cancelling = cancel
+        if self._waits and self.machine.record.cancel is None:
+            self._interrupt()
+
     def leave(self) -> None:
         """Give the instance up in order as soon as nothing is being committed."""
         self._leaving = True
@@ -253,6 +261,12 @@ class Instance:
             self._scope.cancel()
 
     # What its calls ask
+
+    @property
+    def cancel(self) -> Cancel | None:
+        """A cancel of which the guest does not know yet, taken from the mail or still in it."""
+        taken = self.machine.record.cancel
+        return self._cancelling if taken is None else self.machine.pending_cancel
 
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name` in this worker, or None."""
@@ -366,6 +380,7 @@ class Instance:
             or self._blocking
             or self._leaving
             or self._handing_back is not None
+            or (self._cancelling is not None and self._waits and self.machine.record.cancel is None)
             or not self._engine.lease_is_valid
         )
 
@@ -382,22 +397,40 @@ class Instance:
             await self.commit(self.machine.released(self.now()))
         elif self._handing_back is not None:
             await self.commit(self.machine.sleeps(self._handing_back))
+        elif self._cancelling is not None:
+            await self._take(self._cancelling)
+            raise _Evicted  # its activity was cancelled, and its guest is gone: it goes on as after a crash
+
+    async def _take(self, cancel: Cancel) -> None:
+        """Take a cancel from the mail: the guest is told at once where it waits for a call."""
+        machine, asked = self.machine, self.machine.asked
+        if machine.record.cancel is not None:
+            return  # it was taken by the commit before
+        if asked is not None:
+            number, name = asked
+            self.log.info("run %s of %s is cancelled while it waits for activity %r", self.run, self.key, name)
+            await self.commit(machine.cancelled(number, name, cancel, self.now()))
+        else:
+            await self.commit(machine.mail_taken(cancel, ()))
 
     async def _readied(self) -> bool:
         """Load the guest, and say whether it is to run; what comes before that is done."""
         machine = self.machine
         publishing = machine.record.status is Status.PUBLISHING
+        taken = False
         if self._stored.mail and not publishing:
-            terminating = self.ending(await self._store.mail(self.key))
+            messages = await self._store.mail(self.key)
+            terminating = self.ending(messages)
             if terminating is not None:
                 await self._close_as(terminating)
                 return False
+            taken = await self._take_mail(messages)
         if self.expires is not None and self.now() >= self.expires and not publishing:
             await self._close_as(machine.timed_out())
             return False
         if machine.record.status is Status.BLOCKED:
             # Claimed for mail that does not end it: it goes on standing still.
-            await anyio.sleep(_HOLD)
+            await anyio.sleep(0 if taken else _HOLD)
             await self.commit(evolve(machine.released(self.now()), wake=None))
             return False
         while machine.begins > self.now():  # claimed early, such as for mail
@@ -805,14 +838,28 @@ class Instance:
         """
         terminating = None
         for message in messages:
-            address = mail_address(message.key, message.kind, message.id)
-            try:
-                body = json.loads(unseal(address, message.body))
-            except CorruptSnapshotError as error:
-                raise _DamagedMailError(str(error), [(message.id, "damaged")]) from error
+            body = _body(message)
             if message.kind == "terminate" and terminating is None:
                 terminating = Terminating(Status.TERMINATED, "terminate", str(body["reason"]), (message.id,))
         return terminating
+
+    def cancel_in(self, messages: Sequence[Message]) -> Cancel | None:
+        """The cancel of this run among `messages`, the first one. Raises `CorruptSnapshotError`."""
+        for message in messages:
+            if message.kind == "cancel":
+                body = _body(message)
+                if body["run"] == self.run:
+                    return Cancel(message.id, str(body["reason"]))
+        return None
+
+    async def _take_mail(self, messages: Sequence[Message]) -> bool:
+        """Take cancels off the instance, or it would be claimed for them again and again; whether nothing is left."""
+        cancel = None if self.machine.record.cancel is not None else self.cancel_in(messages)
+        late = [(m.id, m.kind) for m in messages if m.kind == "cancel" and (cancel is None or m.id != cancel.message)]
+        if cancel is not None or late:
+            await self.commit(self.machine.mail_taken(cancel, late))
+        self._cancelling = None
+        return len(late) + (cancel is not None) == len(messages)
 
     async def _commit_end(self, proposal: Proposal) -> None:
         """Commit the run's end; mail that came too late is listed as undelivered, unless it ends the run itself."""
@@ -1002,6 +1049,15 @@ class Instance:
         if guest is not None:
             self._engine.residents.leaves(self)
             guest.close()
+
+
+def _body(message: Message) -> Any:
+    """What a message says. Raises `CorruptSnapshotError`."""
+    address = mail_address(message.key, message.kind, message.id)
+    try:
+        return json.loads(unseal(address, message.body))
+    except CorruptSnapshotError as error:
+        raise _DamagedMailError(str(error), [(message.id, "damaged")]) from error
 
 
 _UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}

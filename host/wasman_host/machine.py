@@ -12,6 +12,7 @@ is stored, and a lost race leaves a machine that is simply dropped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from attrs import evolve, field, frozen
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, Tail, chained, encode_entry, entry_address
 from wasman_host.payload import Payload
-from wasman_host.record import OpenOperation, Pinned, Publishing, Record, SnapshotReference
+from wasman_host.record import Cancel, OpenOperation, Pinned, Publishing, Record, SnapshotReference
 from wasman_host.seal import Address, digest_of, seal
 from wasman_host.store.protocol import Blob, Status
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Machine", "Proposal", "Terminating", "create"]
 
 _STATE_VERSION = 2
+CANCELLED = "Cancelled"  # the type of the failure by which a guest is told, and by which it says that it honours it
 
 
 @frozen
@@ -91,6 +93,13 @@ class Terminating:
     kind: str
     reason: str
     messages: Sequence[str] = field(factory=tuple)
+
+
+def _honours(failure: Failure) -> bool:
+    """Whether a guest fails its run with what it was told of a cancel: as it is, or as the failure of its call."""
+    if failure.type == "ActivityError" and isinstance(failure.details, dict):
+        return failure.details.get("type") == CANCELLED
+    return failure.type == CANCELLED
 
 
 def _begun(operation: OpenOperation, takeovers: int) -> int:
@@ -387,6 +396,20 @@ class Machine:
     def _settled_open(self, without: int | None = None) -> tuple[OpenOperation, ...]:
         return tuple(operation for operation in self.record.open if operation.number != without)
 
+    @property
+    def asked(self) -> tuple[int, str] | None:
+        """Number and name of the call that the guest waits for, or None where it waits for no call."""
+        if self._past or not self._unlogged:
+            return None
+        kind, name, *_ = json.loads(self._unlogged[-1])
+        return (self._count - 1, name) if kind == "call" else None
+
+    @property
+    def pending_cancel(self) -> Cancel | None:
+        """A cancel that was taken, and of which the guest does not know yet."""
+        cancel = self.record.cancel
+        return cancel if cancel is not None and cancel.operation is None else None
+
     # Proposals
 
     def answered(self, deliveries: Sequence[Delivery], now: int) -> Proposal:
@@ -451,6 +474,29 @@ class Machine:
         record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {_moment(wake)}")
         return Proposal(record, self.tail, keeps_owner=False, wake=wake)
 
+    def mail_taken(self, cancel: Cancel | None, unread: Sequence[tuple[str, str]]) -> Proposal:
+        """Take mail off the instance: a cancel that the guest is to be told of, and what it will never be given."""
+        assert cancel is None or self.record.cancel is None, "a run is cancelled once"
+        record = evolve(self.record, undelivered=(*self.record.undelivered, *unread))
+        taken = [id_ for id_, _ in unread]
+        if cancel is not None:
+            record, taken = evolve(record, cancel=cancel), [cancel.message, *taken]
+        return Proposal(record, self.tail, consumes=taken)
+
+    def cancelled(self, number: int, name: str, cancel: Cancel, now: int) -> Proposal:
+        """Tell the guest of a cancel: the call that it waits for has failed, whatever has become of it."""
+        known = self.open_operation(number)
+        failure = Failure(CANCELLED, cancel.reason, None, name, known.attempts if known is not None else 0)
+        proposal = self._logging(
+            [Delivery("failed", number, failure=failure, message=cancel.message)],
+            now,
+            status=Status.RUNNING,
+            reason="",
+            open=self._settled_open(number),
+            cancel=evolve(cancel, operation=number),
+        )
+        return evolve(proposal, consumes=() if self.record.cancel is not None else (cancel.message,))
+
     def pin_image(self, digest: str) -> None:
         """Pin the base image that the run was started on; the next commit makes it durable."""
         if self.record.image != digest:
@@ -493,10 +539,11 @@ class Machine:
         result = _placed(result, "payload-result")
         blobs = _blobs(self.tenant, self.id, self.run, [result], deflate=self._deflate)
         tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
+        closing = self._closing()
         if publishing is not None:
-            record = evolve(self.record, status=Status.PUBLISHING, result=result, publishing=publishing, open=())
+            record = evolve(closing, status=Status.PUBLISHING, result=result, publishing=publishing)
             return Proposal(record, tail, blobs=blobs)
-        record = evolve(self.record, status=Status.COMPLETED, result=result, open=(), reason="", closed=now)
+        record = evolve(closing, status=Status.COMPLETED, result=result, reason="", closed=now)
         return Proposal(record, tail, blobs=blobs, keeps_owner=False)
 
     def published(self, now: int) -> Proposal:
@@ -505,20 +552,33 @@ class Machine:
         return Proposal(record, self.tail, keeps_owner=False)
 
     def failed(self, failure: Failure, now: int) -> Proposal:
-        """The guest's own act ended the run without a result."""
-        record = evolve(self.record, status=Status.FAILED, failure=failure, open=(), reason="", closed=now)
+        """The guest's own act ended the run without a result; cancelled, where that is what it says."""
+        told = self.record.cancel is not None and self.record.cancel.operation is not None
+        status = Status.CANCELLED if told and _honours(failure) else Status.FAILED
+        record = evolve(self._closing(), status=status, failure=failure, reason="", closed=now)
         return Proposal(record, self.tail, keeps_owner=False)
+
+    def _closing(self) -> Record:
+        """The record of a run that ends: nothing is open any more, and a cancel has come too late."""
+        cancel = self.pending_cancel
+        if cancel is None:
+            return evolve(self.record, open=())
+        undelivered = (*self.record.undelivered, (cancel.message, "cancel"))
+        return evolve(self.record, open=(), cancel=None, undelivered=undelivered)
 
     def ended(self, terminating: Terminating, now: int) -> Proposal:
         """A person, or the execution timeout, ends the run; what brought it is logged in the same commit."""
         failure = Failure(terminating.status.value, terminating.reason)
         deliveries = [Delivery(terminating.kind, failure=failure, message=message) for message in terminating.messages]
+        closing = self._closing()
         proposal = self._logging(
             deliveries or [Delivery(terminating.kind, failure=failure)],
             now,
             status=terminating.status,
             failure=failure,
             open=(),
+            cancel=closing.cancel,
+            undelivered=closing.undelivered,
             reason="",
             error="",
             closed=now,

@@ -21,6 +21,7 @@ from wasman_host.payload import Payload
 from wasman_host.store.protocol import CLOSED, Status
 
 __all__ = [
+    "Cancel",
     "Limits",
     "OpenOperation",
     "Parent",
@@ -198,6 +199,21 @@ class OpenOperation:
 
 
 @frozen
+class Cancel:
+    """A cancel that somebody has asked for.
+
+    Attributes:
+        message: The id of the mail that brought it.
+        reason: Why, in the words of whoever asked.
+        operation: The call whose failure has told the guest, or None while it does not know.
+    """
+
+    message: str
+    reason: str
+    operation: int | None = None
+
+
+@frozen
 class SnapshotReference:
     """The newest snapshot.
 
@@ -244,6 +260,7 @@ class Record:
         failure: Why it failed, was terminated or timed out.
         publishing: Its sinks, once the guest has finished.
         undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
+        cancel: What the guest was told, or is to be told with its next call, or None.
         created: When the run was created, ns since 1970.
         closed: When it was closed, or None.
     """
@@ -262,6 +279,7 @@ class Record:
     undelivered: Sequence[tuple[str, str]] = ()
     created: int = 0
     closed: int | None = None
+    cancel: Cancel | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -272,7 +290,7 @@ class Record:
 def encode_record(record: Record) -> bytes:
     """The stored form, to be sealed: one line of JSON, then the result's bytes."""
     snapshot = record.snapshot
-    fields = {
+    fields: dict[str, Any] = {
         "v": _VERSION,
         "run": record.run,
         "status": record.status.value,
@@ -295,6 +313,8 @@ def encode_record(record: Record) -> bytes:
         "created": record.created,
         "closed": record.closed,
     }
+    if record.cancel is not None:
+        fields["cancel"] = asdict(record.cancel)
     head = to_json(fields)
     body = record.result.content if record.result is not None and record.result.inline else b""
     # What is pinned is encoded once a run: a record is written at every step.
@@ -335,6 +355,8 @@ def decode_record(data: bytes, place: str) -> Record:
             result = Payload.of_json(fields["result"])
             fields["result"] = evolve(result, data=body) if result.inline else result
         fields["undelivered"] = tuple((id_, kind) for id_, kind in fields["undelivered"])
+        if fields.get("cancel"):
+            fields["cancel"] = Cancel(**fields["cancel"])
         fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])
         if fields["publishing"]:
             sinks = fields["publishing"]["sinks"]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from wasman_host.machine import Terminating
     from wasman_host.store.protocol import Key, Stored
 
-__all__ = ["columns_of", "mail_address", "open_record", "open_tail", "unread_end"]
+__all__ = ["DIRECT", "columns_of", "mail_address", "open_record", "open_tail", "unread_end"]
+
+DIRECT = "direct"  # the queue of instances that are executed directly, and the name of their workflow: no worker has it
 
 
 def open_record(stored: Stored) -> Record:

@@ -3,7 +3,7 @@
 Results go to stdout, everything else to stderr. Exit codes, for scripts:
 
     0    done; for `run`: the workflow completed
-    1    `run`: the workflow failed, was terminated or timed out
+    1    `run`: the workflow failed, was cancelled, was terminated or timed out
     2    what was given cannot be used: options, names, input, a module
     3    `run`: the workflow is blocked; it keeps all its data
     4    no such instance, an id that is taken, a run that has ended, a store that cannot be used, damage

@@ -2,7 +2,7 @@
 //
 // Input: {"names": ["Ada", "Grace"], "copy": true, "fail": "why"}. It calls the activity greet once a name, copies the
 // download to the upload in upper case if asked to, and ends by wasman.Fail if fail is not empty. An activity that
-// fails is shown by its error's text in place of the greeting.
+// fails is shown by its error's text in place of the greeting. When it is to be cancelled it calls tidy, and ends.
 package main
 
 import (
@@ -47,6 +47,12 @@ func run() error {
 	for _, name := range in.Names {
 		var text string
 		if err := wasman.Call("greet", greeting{name}, &text); err != nil {
+			if wasman.IsCancelled(err) {
+				if err := wasman.Call("tidy", name, nil); err != nil {
+					return err
+				}
+				return err
+			}
 			if _, ok := wasman.ErrorOf[*wasman.ActivityError](err); !ok {
 				return err
 			}
