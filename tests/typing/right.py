@@ -63,7 +63,9 @@ async def uses(client: Client, session: Shop) -> None:
     assert_type(await handle.result(), Receipt)
     assert_type(await client.execute_workflow(ORDERS, Order(item="book"), id="b"), Receipt)
     assert_type(await client.start_workflow("orders", id="c"), WorkflowHandle[Any])
-    assert_type(await client.start_workflow("orders", {"item": "x"}, id="d", result_type=Receipt), WorkflowHandle[Receipt])
+    assert_type(
+        await client.start_workflow("orders", {"item": "x"}, id="d", result_type=Receipt), WorkflowHandle[Receipt]
+    )
     assert_type(await client.execute_workflow("orders", {"item": "x"}, id="e", result_type=Receipt), Receipt)
     assert_type(await client.get_handle("a", workflow=ORDERS).result(), Receipt)
     assert_type(client.get_handle("a"), WorkflowHandle[Any])

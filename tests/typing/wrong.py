@@ -22,7 +22,7 @@ async def a_wrong_result(client: Client) -> None:
     order: Order = await handle.result()  # wrong
     text: str = await client.get_handle("a", workflow=ORDERS).result()  # wrong
     named: Order = await client.execute_workflow("orders", id="a", result_type=Receipt)  # wrong
-    print(number, order, text, named)
+    del number, order, text, named
 
 
 async def a_wrong_option(client: Client) -> None:
@@ -42,7 +42,7 @@ async def a_wrong_argument() -> None:
     charge(Receipt(number=1))  # wrong
     await Warehouse().ship(7)  # wrong
     number: int = charge(Order(item="book"))  # wrong
-    print(number)
+    del number
 
 
 @activity(start_to_close_timeout=30)  # wrong
