@@ -20,6 +20,7 @@ from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner
 from wasman_sdk._session import Session
 from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
+from wasman_sdk._sync_client import SyncClient, SyncWorkflowHandle
 from wasman_sdk._user_streams import StreamContext
 from wasman_sdk._worker import Worker
 from wasman_sdk._workflow import Workflow
@@ -50,9 +51,11 @@ __all__ = [
     "SourceReader",
     "StartWorkflowOptions",
     "StreamContext",
+    "SyncClient",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
+    "SyncWorkflowHandle",
     "TestRunner",
     "Worker",
     "WorkerInterceptor",

@@ -15,7 +15,7 @@ from wasman_host.errors import InvalidArgumentError, WorkflowNotFoundError
 from wasman_host.guest.module import digest
 from wasman_host.ids import validated_id
 from wasman_host.record import Limits
-from wasman_host.store import open_store
+from wasman_host.store import open_store, path_of, redacted
 from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._listing import Listing, filter_of, page_of
 from wasman_sdk._starting import Options, StartWorkflowOptions
@@ -63,7 +63,9 @@ class Client:
 
     @classmethod
     def connect(cls, url: str, *, tenant: str = "default") -> Client:
-        """A client that opens its store when it is entered.
+        """A client that opens its store when it is entered: `async with Client.connect(url) as client`.
+
+        A relative path is resolved now; the absolute one is logged.
 
         Args:
             url: `sqlite:///file.db` (relative) or `sqlite:////absolute/file.db`; `file://folder` (relative) or
@@ -71,9 +73,11 @@ class Client:
             tenant: Whose instances it sees.
 
         Raises:
-            InvalidArgumentError: The URL names no kind of store.
+            InvalidArgumentError: The URL names no kind of store; the message lists those that there are.
         """
-        return cls(open_store(url), tenant)
+        store = open_store(url)
+        logger.info("the store of this client is %s", path_of(store) or redacted(url))
+        return cls(store, tenant)
 
     @classmethod
     def over(cls, store: Store, tenant: str = "default") -> Client:
@@ -84,6 +88,10 @@ class Client:
         client = cls(store, tenant)
         client.is_open = True
         return client
+
+    def __repr__(self) -> str:
+        tenant = "" if self.tenant == "default" else f", tenant={self.tenant!r}"
+        return f"Client({self.store!r}{tenant})"
 
     def __await__(self) -> Any:
         message = "Client.connect is not awaited: write `async with Client.connect(url) as client:`"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+import anyio
+
 from wasman_host import control
 from wasman_host.errors import (
     ActivityError,
     ApplicationError,
     Failure,
+    ResultTimeoutError,
     RunEndedError,
     WorkflowCancelledError,
     WorkflowFailedError,
@@ -22,6 +25,7 @@ from wasman_sdk._workflow import read_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
     from pydantic import TypeAdapter
 
@@ -65,19 +69,37 @@ class WorkflowHandle(Generic[Out]):
     def __repr__(self) -> str:
         return f"WorkflowHandle(id={self.id!r}, run_id={self.run_id!r})"
 
-    async def result(self) -> Out:
+    async def result(self, *, timeout: timedelta | None = None) -> Out:
         """Wait until the run has ended; what the guest gave. Without `run_id` it is the run that is current now.
 
         A blocked run has not ended: it is waited for, and a warning says why it stands still.
 
+        Args:
+            timeout: How long to wait at most.
+
         Raises:
+            ResultTimeoutError: It has not ended by then; the run goes on.
             WorkflowFailedError: The guest failed the run; where that was for an activity's failure, this is the cause.
             WorkflowCancelledError: It was cancelled.
             WorkflowTerminatedError: A person ended it.
             WorkflowTimedOutError: Its execution timeout ended it.
             WorkflowNotFoundError: There is no such run.
             CorruptSnapshotError: The result is damaged.
+            StoreUnavailableError: The store does not answer, or the client was closed meanwhile.
         """
+        if timeout is None:
+            return await self._result()
+        with anyio.move_on_after(timeout.total_seconds()):
+            return await self._result()
+        found = control.describe_stored(await self._load())
+        reason = f" ({found.reason.splitlines()[0]})" if found.reason else ""
+        message = (
+            f"run {found.stored.run} of {self.id!r} has not ended within {timeout.total_seconds():g} s: it is "
+            f"{found.status.value}{reason}, and goes on"
+        )
+        raise ResultTimeoutError(message)
+
+    async def _result(self) -> Out:
         run, warned = self.run_id, -1
         while True:
             found = await control.load(self._store, self._key, run)

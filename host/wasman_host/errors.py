@@ -14,6 +14,7 @@
     │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
     │   └── WorkflowTimedOutError             ... its own timeout ended it
+    ├── ResultTimeoutError (TimeoutError)     a result was not there in the time that it was waited for; the run goes on
     ├── BlockedError                          why an instance stands still until somebody unblocks it
     │   ├── NondeterminismError               the replay asked for something the log does not hold
     │   ├── CorruptSnapshotError              stored bytes are missing, damaged or not where they belong
@@ -62,6 +63,7 @@ __all__ = [
     "LimitError",
     "ModuleError",
     "NondeterminismError",
+    "ResultTimeoutError",
     "RunEndedError",
     "SimulatedCrashError",
     "SourceChangedError",
@@ -191,6 +193,10 @@ class RunEndedError(WasmanError):
     def __init__(self, message: str, failure: Failure | None = None) -> None:
         super().__init__(message)
         self.failure = failure
+
+
+class ResultTimeoutError(WasmanError, TimeoutError):
+    """A result was not there in the time that it was waited for. The run goes on; wait again, or look at it."""
 
 
 class WorkflowFailedError(RunEndedError):

@@ -31,9 +31,11 @@ EXPECTED = {
     "SourceReader",
     "StartWorkflowOptions",
     "StreamContext",
+    "SyncClient",
     "SyncEngine",
     "SyncRunner",
     "SyncTestRunner",
+    "SyncWorkflowHandle",
     "TestRunner",
     "Worker",
     "WorkerInterceptor",
@@ -47,7 +49,7 @@ EXPECTED = {
     "activity",
     "errors",
     "module_digest",
-}
+}  # fmt: skip
 
 
 def test_all_is_exact_and_sorted() -> None:

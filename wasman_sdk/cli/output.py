@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from typing_extensions import override
 
+from wasman_host.store import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["log_to_stderr", "moment", "one_line", "plain", "print_json", "print_table"]
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_PASSWORD = re.compile(r"(://[^/\s:@'\"]*:)[^/\s@'\"]+@")
 
 
 def plain(text: str) -> str:
     """Text that others chose, safe to print: no control characters, and no password of a URL."""
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), _PASSWORD.sub(r"\1***@", text))
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), redacted(text))
 
 
 def one_line(text: str) -> str:
@@ -58,7 +59,7 @@ def print_json(value: Any) -> None:
         assert isinstance(one, datetime), f"no JSON for {one!r}"
         return one.isoformat()
 
-    click.echo(_PASSWORD.sub(r"\1***@", json.dumps(value, default=other, indent=2, ensure_ascii=False)))
+    click.echo(redacted(json.dumps(value, default=other, indent=2, ensure_ascii=False)))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,6 +5,7 @@ A process uses one of the stores, so each is imported when its name is first ask
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,7 @@ __all__ = [
     "Won",
     "open_store",
     "path_of",
+    "redacted",
 ]
 
 _LATE = {
@@ -73,6 +75,9 @@ _LATE = {
     "SkippingStore": "skipping",
     "SqliteStore": "sqlite",
 }
+
+_PASSWORD = re.compile(r"(://[^/\s:@'\"]*:)[^\s'\"]*@")
+_SECRET = re.compile(r"(?i)([?&](?:password|passwd|pwd|secret|token|key|sslpassword)=)[^&\s'\"]*")
 
 _SCHEMES = ("sqlite:///", "file://")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -107,8 +112,8 @@ def open_store(url: str) -> Store:
         scheme, path = "file://", url
     if not path or "\0" in path:
         message = (
-            f"{url!r} names no store: use sqlite:///relative.db, sqlite:////absolute/path.db, file://relative/folder, "
-            "file:///absolute/folder or memory://"
+            f"{redacted(url)!r} names no store: use sqlite:///relative.db, sqlite:////absolute/path.db, "
+            "file://relative/folder, file:///absolute/folder or memory://"
         )
         raise InvalidArgumentError(message)
     if scheme == "sqlite:///":
@@ -119,6 +124,11 @@ def open_store(url: str) -> Store:
     from wasman_host.store.objects import ObjectStore  # noqa: PLC0415  see above
 
     return ObjectStore(DirectoryBackend(path))
+
+
+def redacted(text: str) -> str:
+    """`text` without the passwords of the URLs in it, for messages and logs."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def path_of(store: object) -> Path | None:

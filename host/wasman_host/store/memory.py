@@ -110,6 +110,7 @@ class MemoryStore(Store):
     @override
     async def close(self) -> None:
         self._is_open = False
+        self._watchers.wake_all()
 
     @override
     async def serve(self) -> None:

@@ -143,6 +143,7 @@ class ObjectStore(Store):
     async def close(self) -> None:
         self._cells.clear()
         await self.backend.close()
+        self._watchers.wake_all()
 
     # -- heads --------------------------------------------------------------------------------------------------------
 

@@ -215,6 +215,7 @@ class SqliteStore(Store, Transactions):
         self._locks.close()
         db, self._db = self._db, None
         db.close()
+        self._watchers.wake_all()
 
     @property
     def _connection(self) -> sqlite3.Connection:

@@ -70,6 +70,12 @@ class Watchers:
                 self.saw(key, state)
         self._wake(self._anything)
 
+    def wake_all(self) -> None:
+        """The store is closed: whoever watches looks again, and finds that out."""
+        for answers in list(self._keys.values()):
+            self._wake(answers)
+        self._wake(self._anything)
+
     @staticmethod
     def _wake(answers: Iterable[Answer[None]]) -> None:
         for answer in answers:
