@@ -25,6 +25,7 @@ from wasman_host.store import Store, open_store
 from wasman_host.store.protocol import Key
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ class Engine:
         self._keep_alive = keep_alive
         self._given = (tuple(activities), tuple(resources), fallback, fallback_retry, max_sync_activities)
         # Looked at now, so that a mistake shows where it was made and not when the engine is entered.
-        definitions(activities, resources, anyio.CapacityLimiter(max_sync_activities))
+        definitions(activities, resources, Threads(max_sync_activities))
         self._residency = Residency(max_guests, max_guest_memory)
         self._instances: dict[str, direct.DirectInstance] = {}
         self._locks: dict[str, anyio.Lock] = defaultdict(partial(anyio.Lock, fast_acquire=True))
@@ -116,7 +117,7 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         activities, resources, fallback, retry, most = self._given
-        threads = anyio.CapacityLimiter(most)
+        threads = Threads(most)
         await anyio.to_thread.run_sync(check, self._module, "the module")
         if self._own:
             await self.store.open()

@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import anyio
-import anyio.to_thread
 from pydantic import ValidationError
 
 from wasman_host.activity import ActivityCall, ActivityDefinition
@@ -24,9 +22,10 @@ from wasman_sdk._validation import first_problem
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from anyio import CapacityLimiter
+    import anyio
 
     from wasman_sdk._interceptors import WorkerInterceptor
+    from wasman_sdk._threads import Threads
 
 __all__ = ["FallbackHandler", "definitions", "fallback_definition"]
 
@@ -37,7 +36,7 @@ FallbackHandler: TypeAlias = Callable[[str, bytes], bytes | Awaitable[bytes]]
 def definitions(
     functions: Sequence[Callable[..., Any]],
     resources: Sequence[object],
-    threads: CapacityLimiter,
+    threads: Threads,
     room: anyio.Semaphore | None = None,
     interceptors: Sequence[WorkerInterceptor] = (),
 ) -> dict[str, ActivityDefinition]:
@@ -104,7 +103,7 @@ def _registered(given: Callable[..., Any]) -> tuple[Callable[..., Any], Register
 def fallback_definition(
     handler: FallbackHandler,
     retry: RetryPolicy | None,
-    threads: CapacityLimiter,
+    threads: Threads,
     room: anyio.Semaphore | None = None,
     interceptors: Sequence[WorkerInterceptor] = (),
 ) -> ActivityDefinition:
@@ -136,9 +135,7 @@ def fallback_definition(
         name = current.get().name
         if is_async:
             return await given(name, arguments["request"])
-        return await anyio.to_thread.run_sync(
-            functools.partial(given, name, arguments["request"]), limiter=threads, abandon_on_cancel=True
-        )
+        return await threads.run(functools.partial(given, name, arguments["request"]))
 
     async def handle(call: ActivityCall) -> bytes:
         token = current.set(call)
@@ -185,7 +182,7 @@ def _handler(
     registered: Registered,
     function: Callable[..., Any],
     resources: Mapping[str, object],
-    threads: CapacityLimiter,
+    threads: Threads,
     interceptors: Sequence[WorkerInterceptor],
 ) -> Callable[[ActivityCall], Awaitable[bytes]]:
     """Bytes in, bytes out: validate, inject, call, validate."""
@@ -219,9 +216,7 @@ def _handler(
     async def called(arguments: dict[str, Any]) -> Any:
         if is_async:
             return await function(**arguments)
-        return await anyio.to_thread.run_sync(
-            functools.partial(function, **arguments), limiter=threads, abandon_on_cancel=True
-        )
+        return await threads.run(functools.partial(function, **arguments))
 
     return handle
 

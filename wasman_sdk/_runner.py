@@ -36,6 +36,7 @@ from wasman_sdk._client import Client
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
 from wasman_sdk._session import Session
 from wasman_sdk._streams import FileSink, Sink, Source
+from wasman_sdk._threads import Threads
 from wasman_sdk._user_streams import stream_types
 from wasman_sdk._workflow import Workflow
 
@@ -173,7 +174,7 @@ class Runner:
         self._keep_alive = keep_alive
         self._threads = max_sync_activities
         self._client = _client_of(store)
-        self._answers(anyio.CapacityLimiter(max_sync_activities))  # so that a mistake shows where it was made
+        self._answers(Threads(max_sync_activities))  # so that a mistake shows where it was made
         self._stack = contextlib.AsyncExitStack()
         self._tasks: TaskGroup | None = None
         self._engine: Engine | None = None
@@ -181,7 +182,7 @@ class Runner:
         self._waiting: anyio.CancelScope
         self._missing = ""
 
-    def _answers(self, threads: anyio.CapacityLimiter) -> tuple[dict[str, ActivityDefinition], ActivityDefinition]:
+    def _answers(self, threads: Threads) -> tuple[dict[str, ActivityDefinition], ActivityDefinition]:
         """What answers calls: by name, and for all other names."""
         fallback = fallback_definition(self._handler or self._has_none, self._retry, threads)
         return definitions(self._activities, self._resources, threads), fallback
@@ -261,7 +262,7 @@ class Runner:
             self._engine.serve(queue)
             return
         assert self._tasks is not None, "the runner is open"
-        threads = anyio.CapacityLimiter(self._threads)
+        threads = Threads(self._threads)
         types = stream_types(self._streams, self._resources)
         if self._download is not None:
             handler = self._download

@@ -20,7 +20,9 @@ from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
 from wasman_sdk._interceptors import WorkerInterceptor, listens
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._threads import Threads
 from wasman_sdk._user_streams import stream_types
+from wasman_sdk._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -144,7 +146,7 @@ class Worker:
         self, resources: Sequence[object]
     ) -> tuple[dict[str, ActivityDefinition], ActivityDefinition | None]:
         """What answers calls: by name, and for all other names."""
-        threads = anyio.CapacityLimiter(self._threads)
+        threads = Threads(self._threads)
         room = None if self._most is None else anyio.Semaphore(self._most)
         fallback = None
         if self._fallback is not None:
@@ -189,6 +191,7 @@ class Worker:
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(engine.run, name="wasman worker")
+            tasks.start_soon(Watchdog().run, name="wasman watchdog")
             self._engine, self._tasks, self._in_order = engine, tasks, False
             stack.push_async_callback(self._leave, engine, tasks)
             await engine.serving.wait()

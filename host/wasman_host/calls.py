@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 from attrs import evolve
 
@@ -24,7 +23,6 @@ from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
-from wasman_host.wake import in_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,6 +81,9 @@ class Run(Protocol):
 
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Make something durable while the instance waits for its activity; False where it does not."""
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it on the worker's event loop, from any thread, if there is a worker."""
 
     def beside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let `work` run beside the instance, if there is a worker whose task it can be."""
@@ -401,10 +402,7 @@ class Calls:
             return
         pulse.details = details
         if not pulse.keeping:
-            if in_loop():
-                self._keep(call, pulse)
-            else:
-                anyio.from_thread.run_sync(self._keep, call, pulse)
+            self._run.soon(partial(self._keep, call, pulse))
 
     def _pulse_of(self, call: ActivityCall) -> Pulse:
         with _making:

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
 from wasman_host.store.protocol import Change, Claim
+from wasman_host.wake import poster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -115,6 +117,9 @@ class Engine:
         self._origins: dict[str, Origin] = {}
         self._loading = anyio.Lock()
         self._tasks: TaskGroup | None = None
+        # To the event loop, which runs in this thread.
+        self._post: Callable[[Callable[[], object]], None] | None = None
+        self._thread = 0
         self._leaving = anyio.Event()
         self._grace = 0.0
         self._left = anyio.Event()
@@ -135,6 +140,13 @@ class Engine:
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name`, or None."""
         return self.activities.get(name, self._fallback)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it on this worker's event loop, at once or soon, from any thread; where none runs, it is left undone."""
+        if self._post is not None and threading.get_ident() != self._thread:
+            self._post(callback)
+        elif self._tasks is not None:
+            callback()
 
     def beside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let `work` run as a task of this worker; where it runs none, it is left undone."""
@@ -215,7 +227,7 @@ class Engine:
                     await anyio.sleep(_POLL)
                 tasks.start_soon(self._keep_lease)
                 tasks.start_soon(self._claim, tasks)
-                self._tasks = tasks
+                self._tasks, self._post, self._thread = tasks, poster(), threading.get_ident()
                 self.serving.set()
                 await self._leaving.wait()
                 await self._drain()

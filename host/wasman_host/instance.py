@@ -1016,6 +1016,10 @@ class Instance:
                 assert_never(outcome)
         self.owns = proposal.keeps_owner
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call it on the worker's event loop, from any thread."""
+        self._engine.soon(callback)
+
     def beside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let `work` run beside this task, as a task of the worker."""
         self._engine.beside(work)

@@ -7,6 +7,9 @@ once a step are done on the event loop's own primitives here. Everything else in
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import functools
 import sys
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -15,7 +18,7 @@ import sniffio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Answer", "call_later", "call_soon", "in_loop"]
+__all__ = ["Answer", "call_later", "call_soon", "poster"]
 
 T = TypeVar("T")
 
@@ -81,13 +84,25 @@ class Answer(Generic[T]):
         return value  # type: ignore[return-value]  # T may be None itself
 
 
-def in_loop() -> bool:
-    """Whether this thread runs an event loop, and not some work for one."""
-    try:
-        sniffio.current_async_library()
-    except sniffio.AsyncLibraryNotFoundError:
-        return False
-    return True
+def poster() -> Callable[[Callable[[], object]], None]:
+    """What lets the running event loop call something soon, from any thread, without waiting for it.
+
+    Once the loop has ended, what it is given is dropped.
+    """
+    if _on_trio():
+        import trio  # noqa: PLC0415  see Answer
+
+        schedule: Callable[[Callable[[], object]], object] = trio.lowlevel.current_trio_token().run_sync_soon
+    else:
+        # In the context of this thread: in that of a worker thread there is, for anyio, no event loop.
+        context = contextvars.copy_context()
+        schedule = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, context=context)
+
+    def post(callback: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):
+            schedule(callback)
+
+    return post
 
 
 def call_soon(callback: Callable[[], None]) -> None:

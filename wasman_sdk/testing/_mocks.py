@@ -14,6 +14,7 @@ from wasman_host.errors import ApplicationError, InvalidArgumentError
 from wasman_sdk._activity import MARK, Registered, activity
 from wasman_sdk._handlers import definitions
 from wasman_sdk._retry import RetryPolicy
+from wasman_sdk._threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +168,7 @@ class Activities:
             return result
 
         setattr(stand_in, MARK, evolve(registered, signature=evolve(signature, injected={}, bound="")))
-        [definition] = definitions([stand_in], [], anyio.CapacityLimiter(1)).values()
+        [definition] = definitions([stand_in], [], Threads(1)).values()
         mock = self._mocks[name] = ActivityMock(name, definition.handler)
         self._types[name] = registered
         if name not in self._table:
