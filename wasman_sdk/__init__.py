@@ -13,10 +13,12 @@ from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._http import HttpSource
 from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
 from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
+from wasman_sdk._secret import Secret
 from wasman_sdk._session import Session
 from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
@@ -39,11 +41,13 @@ __all__ = [
     "FileSink",
     "FileSource",
     "HistoryEvent",
+    "HttpSource",
     "Limits",
     "PendingActivity",
     "RetryPolicy",
     "Runner",
     "RunnerOptions",
+    "Secret",
     "Session",
     "Sink",
     "SinkWriter",

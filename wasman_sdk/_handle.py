@@ -9,9 +9,6 @@ import anyio
 
 from wasman_host import control
 from wasman_host.errors import (
-    ActivityError,
-    ApplicationError,
-    Failure,
     ResultTimeoutError,
     RunEndedError,
     WorkflowCancelledError,
@@ -20,6 +17,7 @@ from wasman_host.errors import (
     WorkflowTimedOutError,
 )
 from wasman_host.store.protocol import CLOSED, Key, Status
+from wasman_sdk._causes import cause_of
 from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription, description_of, events_of
 from wasman_sdk._workflow import read_result
 
@@ -79,7 +77,9 @@ class WorkflowHandle(Generic[Out]):
 
         Raises:
             ResultTimeoutError: It has not ended by then; the run goes on.
-            WorkflowFailedError: The guest failed the run; where that was for an activity's failure, this is the cause.
+            WorkflowFailedError: The guest failed the run. Where that was for an activity's failure, its cause is an
+                `ActivityError`, and the causes of that are what the activity has raised; where the guest trapped, its
+                cause is a `GuestTrapError` with the wasm backtrace.
             WorkflowCancelledError: It was cancelled.
             WorkflowTerminatedError: A person ended it.
             WorkflowTimedOutError: Its execution timeout ended it.
@@ -130,7 +130,7 @@ class WorkflowHandle(Generic[Out]):
         why: object = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
         if record.status is Status.CANCELLED and record.cancel is not None:
             why = record.cancel.reason
-        raise kind(f"{message}: {why}", record.failure) from _cause_of(record.failure)
+        raise kind(f"{message}: {why}", record.failure) from cause_of(record.failure)
 
     async def describe(self) -> WorkflowDescription:
         """How it stands. Raises `WorkflowNotFoundError`."""
@@ -179,19 +179,3 @@ class WorkflowHandle(Generic[Out]):
             CorruptSnapshotError: Its record still cannot be read.
         """
         await control.unblock(self._store, self._key, self.run_id, limits)
-
-
-def _cause_of(failure: Failure | None) -> Exception | None:
-    """The failure of the activity that a guest has failed by, as an exception with the causes of its own."""
-    if failure is None or failure.type != "ActivityError" or not isinstance(failure.details, dict):
-        return None
-    try:
-        activity = Failure.of_json(failure.details)
-    except (KeyError, TypeError, ValueError):
-        return None  # a guest says what it likes
-    error: Exception = ActivityError(activity)
-    outer, cause = error, activity.cause
-    while cause is not None:
-        outer.__cause__ = ApplicationError(cause.message, type=cause.type, details=cause.details)
-        outer, cause = outer.__cause__, cause.cause
-    return error

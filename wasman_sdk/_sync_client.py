@@ -60,6 +60,10 @@ class SyncWorkflowHandle(Generic[Out]):
         """As `WorkflowHandle.history`."""
         return self._portal().call(self._handle.history)
 
+    def cancel(self, reason: str = "cancelled by request") -> None:
+        """As `WorkflowHandle.cancel`."""
+        self._portal().call(self._handle.cancel, reason)
+
     def terminate(self, reason: str = "terminated by request") -> None:
         """As `WorkflowHandle.terminate`."""
         self._portal().call(self._handle.terminate, reason)

@@ -124,9 +124,9 @@ def test_an_entry_made_when_the_host_offered_more_is_judged_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path / "code")
-    offered = {**module_module._KNOWN}
+    offered = {**module_module.PROVIDED}
     del offered["env", "host_call_api"]
-    monkeypatch.setattr(module_module, "_KNOWN", offered)
+    monkeypatch.setattr(module_module, "PROVIDED", offered)
     for load in (compile_module, check):
         with pytest.raises(InvalidModuleError, match=r"env\.host_call_api, which wasman does not provide"):
             load(GUEST, "it", CodeCache(tmp_path / "code"))

@@ -15,6 +15,7 @@ from wasman_sdk import (
     ApplicationError,
     Client,
     RetryPolicy,
+    SyncClient,
     Worker,
     Workflow,
     WorkflowCancelledError,
@@ -132,3 +133,11 @@ async def test_a_guest_that_says_anything_of_its_failure_is_no_trouble(client: C
             with pytest.raises(WorkflowFailedError, match="ActivityError: m") as caught:
                 await client.execute_workflow(flow, None, id=f"w{place}")
         assert caught.value.__cause__ is None
+
+
+def test_a_sync_client_cancels_as_well() -> None:
+    with SyncClient.connect("memory://") as client:
+        handle = client.start_workflow(TOUR, {"names": []}, id="w")
+        handle.cancel("no")
+        with pytest.raises(WorkflowNotFoundError):
+            client.get_handle("other").cancel()

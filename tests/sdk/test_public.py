@@ -19,11 +19,13 @@ EXPECTED = {
     "FileSink",
     "FileSource",
     "HistoryEvent",
+    "HttpSource",
     "Limits",
     "PendingActivity",
     "RetryPolicy",
     "Runner",
     "RunnerOptions",
+    "Secret",
     "Session",
     "Sink",
     "SinkWriter",
@@ -49,7 +51,7 @@ EXPECTED = {
     "activity",
     "errors",
     "module_digest",
-}  # fmt: skip
+}
 
 
 def test_all_is_exact_and_sorted() -> None:

@@ -14,7 +14,7 @@ from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["DEFAULT_STORE", "existing", "json_option", "over", "store_option", "tenant_option"]
+__all__ = ["DEFAULT_STORE", "connected", "existing", "json_option", "lasting", "over", "store_option", "tenant_option"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def existing(store: str | None, tenant: str) -> Client:
     """A client of a store that is there: looking at one must not make it."""
-    client = Client.connect(store or DEFAULT_STORE, tenant=tenant)
+    client = connected(store, tenant)
     if isinstance(client.store, MemoryStore):
         message = "memory:// lives and ends with one process, so there is nothing to look at from another"
         raise Refused(message, USAGE)
@@ -51,6 +51,19 @@ def existing(store: str | None, tenant: str) -> Client:
     if path is not None and not path.exists():
         message = f"there is no store {path}; name another by --store or WASMAN_STORE"
         raise Refused(message, IMPOSSIBLE)
+    return client
+
+
+def connected(store: str | None, tenant: str = "default") -> Client:
+    """A client of the store that was named, or of the default one."""
+    return Client.connect(store or DEFAULT_STORE, tenant=tenant)
+
+
+def lasting(store: str | None, tenant: str) -> Client:
+    """A client of a store that outlives this process; it is made if there is none."""
+    client = connected(store, tenant)
+    if isinstance(client.store, MemoryStore):
+        raise Refused("memory:// lives and ends with one process, so nothing would be left of this", USAGE)
     return client
 
 
