@@ -897,7 +897,7 @@ class Instance:
         if cancel is not None or late:
             await self.commit(self.machine.mail_taken(cancel, late))
         self._cancelling = None
-        return len(late) + (cancel is not None) == len(messages)
+        return bool(messages) and len(late) + (cancel is not None) == len(messages)
 
     async def _commit_end(self, proposal: Proposal) -> None:
         """Commit the run's end; mail that came too late is listed as undelivered, unless it ends the run itself."""
