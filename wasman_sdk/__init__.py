@@ -1,5 +1,6 @@
 """wasman: durable WebAssembly workflows. Everything an application needs is here."""
 
+from wasman_host.events import Event
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
@@ -35,6 +36,7 @@ __all__ = [
     "ChannelSource",
     "Client",
     "Engine",
+    "Event",
     "ExecuteActivityInput",
     "FileSink",
     "FileSource",

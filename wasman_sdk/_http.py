@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -39,6 +39,7 @@ class HttpSource(Source):
         url: Where it is; one that is a secret itself, such as a signed one, by reference.
         headers: Sent with each request, as long as it is not redirected to another server; secrets by reference.
         sha256: Of all its bytes as they are sent, in hex; "" where the server's ETag is to be trusted.
+        decompress: "gzip" where what is sent is gzip, and the guest is to read what is in it.
         timeout: Seconds without a byte after which a connection is given up and made again.
     """
 
@@ -47,6 +48,7 @@ class HttpSource(Source):
     url: str | Secret
     headers: Mapping[str, str | Secret] = Field(default_factory=dict)
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    decompress: Literal["", "gzip"] = ""
     timeout: float = Field(default=30.0, gt=0)
 
     @field_validator("url")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from wasman_host.events import Event
     from wasman_sdk._attempt import ActivityInfo
 
-__all__ = ["ExecuteActivityInput", "WorkerInterceptor", "chained"]
+__all__ = ["ExecuteActivityInput", "WorkerInterceptor", "chained", "listens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,17 @@ class WorkerInterceptor:
     ) -> Any:
         """Around each attempt of an activity; `activity.info()` works inside."""
         return await call_next(given)
+
+    def on_event(self, event: Event) -> None:
+        """What happens to instances, at the same points as in the log; called in the middle of it, so be quick.
+
+        What it raises is logged, and changes nothing.
+        """
+
+
+def listens(interceptor: WorkerInterceptor) -> bool:
+    """Whether it wants to hear of events: telling one that does not would cost each call something."""
+    return type(interceptor).on_event is not WorkerInterceptor.on_event
 
 
 def chained(

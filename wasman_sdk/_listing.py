@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Listing", "WorkflowFilter", "WorkflowPage", "filter_of", "page_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = 2**63 - 1
 
 
 class WorkflowFilter(TypedDict, total=False):
@@ -112,7 +113,8 @@ def _nanoseconds(given: datetime | None, what: str) -> int | None:
         return None
     if given.tzinfo is None:
         raise InvalidArgumentError(f"{what} is {given}, which has no time zone; give one, such as datetime.now(UTC)")
-    return (given - _EPOCH) // timedelta(microseconds=1) * 1000
+    # Stores count in 64 bits, which end in the year 2262: nothing is later than that.
+    return max(-_LATEST, min((given - _EPOCH) // timedelta(microseconds=1) * 1000, _LATEST))
 
 
 async def page_of(store: Store, where: Filter, size: int, cursor: str | None) -> WorkflowPage:

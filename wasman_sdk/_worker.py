@@ -18,7 +18,7 @@ from wasman_host.residents import Residency
 from wasman_sdk import _collector
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
-from wasman_sdk._interceptors import WorkerInterceptor
+from wasman_sdk._interceptors import WorkerInterceptor, listens
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._threads import Threads
 from wasman_sdk._user_streams import stream_types
@@ -187,6 +187,7 @@ class Worker:
                 lease=self._lease,
                 residency=self._residency,
                 fallback=fallback,
+                observers=[one.on_event for one in self._interceptors if listens(one)],
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(engine.run, name="wasman worker")

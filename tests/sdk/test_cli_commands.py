@@ -191,6 +191,41 @@ def test_result_tells_by_its_code_how_a_run_ended(command: Command) -> None:
     assert command("result", "ended").code == 1
 
 
+def test_cancel_asks_the_guest(command: Command) -> None:
+    guest(
+        "flow.wasm", wat.call("note", b'"x"'), wat.call("wasman.fail", b'{"type": "Cancelled", "message": "as told"}')
+    )
+    command("deploy", "flow", "--module", "flow.wasm")
+    run = command("start", "flow", "--id", "w", "--json").json["run_id"]
+    assert command("cancel", "w", "--run", "f" * 32).code == 4
+    asked = command("cancel", "w", "--run", run, "--reason", "not needed")
+    assert asked == Outcome(0, "w is asked to end, by the worker that has it or the next one that runs\n", "")
+    worked(until=("cancelled",))
+    ended = command("result", "w")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"wasman: run {run} of 'w' was cancelled")
+    assert command("cancel", "w").code == 4
+
+
+def test_list_has_the_filters_of_the_client(command: Command) -> None:
+    guest("flow.wasm", wat.time())
+    command("deploy", "flow", "--module", "flow.wasm")
+    for name, region in [("a", "north"), ("b", "south")]:
+        command("start", "flow", "--id", name, "--attribute", f"region={region}")
+    worked()
+    command("start", "flow", "--id", "c", "--attribute", "region=north")
+
+    def ids(*words: str) -> list[str]:
+        return [one["id"] for one in command("list", "--json", *words).json]
+
+    assert ids("--attribute", "region=north") == ["c", "a"]
+    assert ids("--closed-after", "1h") == ["b", "a"]
+    assert ids("--closed-before", "1h") == ids("--started-before", "2026-01-01") == []
+    assert ids("--started-after", "2026-01-01T00:00+02:00", "--started-before", "9999-01-01") == ["c", "b", "a"]
+    assert command("list", "--count").out == "3\n"
+    assert command("list", "--count", "--status", "completed", "--attribute", "region=north").out == "1\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
@@ -208,6 +243,8 @@ def test_result_tells_by_its_code_how_a_run_ended(command: Command) -> None:
         (["start", "flow", "--id", "w", "--input", "-", "--memo", "-"], 2, "wasman: only one of"),
         (["start", "flow", "--id", "w", "--start-delay", "1x"], 2, "'1x' is no duration"),
         (["start", "flow", "--id", "w", "--start-delay", "9999999999d"], 2, "longer than any time"),
+        (["list", "--started-after", "soon"], 2, "'soon' is no time: write 2026-01-31"),
+        (["list", "--attribute", "x"], 2, "wasman: --attribute 'x': write NAME=VALUE"),
         (["result", "w"], 4, "wasman: there is no store "),
         (["result", "w", "--timeout", ""], 2, "'' is no duration"),
         (

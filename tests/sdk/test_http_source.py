@@ -1,5 +1,6 @@
 """A source by HTTP against a real server that loses connections, changes, stalls, and has no ranges."""
 
+import gzip
 import hashlib
 import random
 import re
@@ -459,3 +460,15 @@ def test_what_cannot_be_a_source_is_refused(options: dict[str, Any], told: str) 
 def test_wasman_is_imported_without_httpx() -> None:
     program = "import sys, wasman_sdk; print('httpx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize("encoding", [{}, {"Content-Encoding": "gzip"}])
+async def test_what_is_compressed_is_inflated_on_the_way(
+    client: Client, site: Site, tmp_path: Path, encoding: dict[str, str]
+) -> None:
+    data = site.data
+    site.data, site.headers = gzip.compress(data), encoding
+    site.drops = [CHUNK, 3 * CHUNK]
+    with anyio.fail_after(20):
+        await client.execute_workflow(COPY, None, id="w", session=session(site, tmp_path, decompress="gzip"))
+    assert (tmp_path / "out").read_bytes() == data

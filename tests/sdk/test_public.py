@@ -14,6 +14,7 @@ EXPECTED = {
     "ChannelSource",
     "Client",
     "Engine",
+    "Event",
     "ExecuteActivityInput",
     "FileSink",
     "FileSource",

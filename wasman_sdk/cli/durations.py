@@ -1,15 +1,15 @@
-"""Durations on the command line: 90, 90s, 1h30m, 30d."""
+"""Durations on the command line: 90, 90s, 1h30m, 30d; and times: 2026-01-31, or a duration ago."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 from typing_extensions import override
 
-__all__ = ["DURATION"]
+__all__ = ["DURATION", "TIME"]
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -36,3 +36,27 @@ class _Duration(click.ParamType[timedelta]):
 
 
 DURATION = _Duration()
+
+
+class _Time(click.ParamType[datetime]):
+    """A date or a time, of UTC where no time zone is said; or a duration ago."""
+
+    name = "time"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            try:
+                return datetime.now(UTC) - DURATION.convert(text, None, None)
+            except (click.BadParameter, OverflowError):
+                words = "write 2026-01-31, 2026-01-31T12:00, or how long ago it was, such as 2h"
+                self.fail(f"{value!r} is no time: {words}", param, ctx)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+TIME = _Time()

@@ -10,14 +10,16 @@ from attrs import asdict
 
 from wasman_host.store.protocol import Status
 from wasman_sdk import BlockedError
+from wasman_sdk.cli.durations import TIME
 from wasman_sdk.cli.errors import IMPOSSIBLE, Refused
-from wasman_sdk.cli.options import existing, json_option, over, store_option, tenant_option
+from wasman_sdk.cli.options import existing, json_option, over, pairs, store_option, tenant_option
 from wasman_sdk.cli.output import moment, one_line, plain, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
-    from wasman_sdk import Client, HistoryEvent, WorkflowDescription
+    from wasman_sdk import Client, HistoryEvent, WorkflowDescription, WorkflowFilter
 
 __all__ = ["list_", "show"]
 
@@ -30,6 +32,12 @@ _SHOWN = 20  # log entries that `show` prints if not told otherwise
 )
 @click.option("--workflow", help="The workflow's name.")
 @click.option("--prefix", help="How the id begins.")
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="What it is found by; repeat it.")
+@click.option("--started-after", type=TIME, help="Started then or later, such as 2026-01-31, or 2h for two hours ago.")
+@click.option("--started-before", type=TIME, help="Started earlier.")
+@click.option("--closed-after", type=TIME, help="Ended then or later.")
+@click.option("--closed-before", type=TIME, help="Ended earlier.")
+@click.option("--count", "only_count", is_flag=True, help="Print how many there are, and nothing else.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @json_option
 @store_option
@@ -38,18 +46,36 @@ def list_(
     status: Sequence[str],
     workflow: str | None,
     prefix: str | None,
+    attributes: Sequence[str],
+    started_after: datetime | None,
+    started_before: datetime | None,
+    closed_after: datetime | None,
+    closed_before: datetime | None,
     limit: int,
     store: str | None,
     tenant: str,
     *,
+    only_count: bool,
     as_json: bool,
 ) -> None:
-    """List instances, newest first."""
+    """List instances, newest first: those that match all that is given."""
+    where: WorkflowFilter = {
+        "status": frozenset(status) or None,
+        "workflow": workflow,
+        "id_prefix": prefix,
+        "search_attributes": pairs("attribute", attributes),
+        "started_after": started_after,
+        "started_before": started_before,
+        "closed_after": closed_after,
+        "closed_before": closed_before,
+    }
+    if only_count:
+        click.echo(f"{over(existing(store, tenant), lambda client: client.count(**where))}")
+        return
 
     async def found(client: Client) -> list[WorkflowDescription]:
         rows = []
-        wanted = frozenset(status) or None
-        async for description in client.list_workflows(status=wanted, workflow=workflow, id_prefix=prefix):
+        async for description in client.list_workflows(page_size=min(limit + 1, 1000), **where):
             rows.append(description)
             if len(rows) > limit:
                 break

@@ -12,9 +12,19 @@ from wasman_sdk import Client
 from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["DEFAULT_STORE", "connected", "existing", "json_option", "lasting", "over", "store_option", "tenant_option"]
+__all__ = [
+    "DEFAULT_STORE",
+    "connected",
+    "existing",
+    "json_option",
+    "lasting",
+    "over",
+    "pairs",
+    "store_option",
+    "tenant_option",
+]
 
 T = TypeVar("T")
 
@@ -65,6 +75,17 @@ def lasting(store: str | None, tenant: str) -> Client:
     if isinstance(client.store, MemoryStore):
         raise Refused("memory:// lives and ends with one process, so nothing would be left of this", USAGE)
     return client
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, as often as it was given."""
+    found = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not sign or not name:
+            raise Refused(f"--{option} {one!r}: write NAME=VALUE", USAGE)
+        found[name] = value
+    return found
 
 
 def over(client: Client, work: Callable[[Client], Awaitable[T]]) -> T:

@@ -12,7 +12,7 @@ from wasman_sdk import Workflow
 from wasman_sdk.cli.durations import DURATION
 from wasman_sdk.cli.errors import USAGE, Refused
 from wasman_sdk.cli.objects import named, session_class, validated
-from wasman_sdk.cli.options import json_option, lasting, over, store_option, tenant_option
+from wasman_sdk.cli.options import json_option, lasting, over, pairs, store_option, tenant_option
 from wasman_sdk.cli.output import plain, print_json
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def start(
         if session is None or session_type is None
         else validated("session", TypeAdapter(session_class(session_type)), session),
         "memo": None if memo is None else validated("memo", _MEMO, memo),
-        "search_attributes": _pairs(attributes),
+        "search_attributes": pairs("attribute", attributes),
         "queue": queue,
         "start_delay": start_delay,
         "run_timeout": run_timeout,
@@ -110,13 +110,3 @@ def start(
         print_json({"id": handle.id, "run_id": handle.run_id})
     else:
         click.echo(f"{plain(handle.id)} is started as run {handle.run_id}")
-
-
-def _pairs(given: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for one in given:
-        name, sign, value = one.partition("=")
-        if not sign or not name:
-            raise Refused(f"--attribute {one!r}: write NAME=VALUE", USAGE)
-        pairs[name] = value
-    return pairs
