@@ -18,7 +18,7 @@ from wasman_host.residents import Residency
 from wasman_sdk import _collector
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
-from wasman_sdk._interceptors import WorkerInterceptor, listens
+from wasman_sdk._interceptors import WorkerInterceptor, checked, listens
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._threads import Threads
 from wasman_sdk._user_streams import stream_types
@@ -108,11 +108,7 @@ class Worker:
         """
         self.client = Client.connect(client) if isinstance(client, str) else client
         self.workflows = tuple(workflows)
-        self._interceptors = tuple(interceptors)
-        given: tuple[object, ...] = self._interceptors
-        if wrong := [one for one in given if not isinstance(one, WorkerInterceptor)]:
-            message = f"interceptors= takes objects of subclasses of WorkerInterceptor, and {wrong[0]!r} is none"
-            raise TypeError(message)
+        self._interceptors = checked(interceptors, WorkerInterceptor)
         self._queues = tuple(queues)
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
