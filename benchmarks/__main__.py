@@ -28,6 +28,7 @@ from benchmarks import (
     restore,
     streams,
     takeover,
+    waking,
 )
 from benchmarks.measure import machine
 
@@ -50,6 +51,7 @@ def main() -> int:
         *listing.measure(),
         *parked.measure(),
         *takeover.measure(),
+        waking.measure(),
         code_cache.measure(),
         process_start.measure(),
         *streams.measure(),

@@ -1,5 +1,6 @@
 """wasman: durable WebAssembly workflows. Everything an application needs is here."""
 
+from wasman_host.events import Event
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
 from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
@@ -12,10 +13,26 @@ from wasman_sdk._client import Client
 from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
-from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
+from wasman_sdk._http import HttpSource
+from wasman_sdk._interceptors import (
+    CancelWorkflowInput,
+    ClientInterceptor,
+    CountWorkflowsInput,
+    DeployInput,
+    DescribeWorkflowInput,
+    ExecuteActivityInput,
+    GetResultInput,
+    HistoryInput,
+    ListWorkflowsPageInput,
+    StartWorkflowInput,
+    TerminateWorkflowInput,
+    UnblockWorkflowInput,
+    WorkerInterceptor,
+)
 from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
+from wasman_sdk._secret import Secret
 from wasman_sdk._session import Session
 from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
@@ -28,25 +45,37 @@ from wasman_sdk.errors import *  # noqa: F403  every error is public, and `error
 __all__ = [
     "ActivityInfo",
     "BytesSource",
+    "CancelWorkflowInput",
     "Channel",
     "ChannelSink",
     "ChannelSource",
     "Client",
+    "ClientInterceptor",
+    "CountWorkflowsInput",
+    "DeployInput",
+    "DescribeWorkflowInput",
     "Engine",
+    "Event",
     "ExecuteActivityInput",
     "FileSink",
     "FileSource",
+    "GetResultInput",
     "HistoryEvent",
+    "HistoryInput",
+    "HttpSource",
     "Limits",
+    "ListWorkflowsPageInput",
     "PendingActivity",
     "RetryPolicy",
     "Runner",
     "RunnerOptions",
+    "Secret",
     "Session",
     "Sink",
     "SinkWriter",
     "Source",
     "SourceReader",
+    "StartWorkflowInput",
     "StartWorkflowOptions",
     "StreamContext",
     "SyncClient",
@@ -54,7 +83,9 @@ __all__ = [
     "SyncRunner",
     "SyncTestRunner",
     "SyncWorkflowHandle",
+    "TerminateWorkflowInput",
     "TestRunner",
+    "UnblockWorkflowInput",
     "Worker",
     "WorkerInterceptor",
     "Workflow",

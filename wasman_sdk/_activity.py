@@ -132,6 +132,7 @@ class _Activity:
     heartbeat = staticmethod(_attempt.heartbeat)
     is_cancelled = staticmethod(_attempt.is_cancelled)
     wait_for_cancelled_sync = staticmethod(_attempt.wait_for_cancelled_sync)
+    logger = _attempt.activity_logger
 
 
 activity = _Activity()

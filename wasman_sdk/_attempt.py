@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,22 @@ from wasman_host.errors import ActivityCancelledError, InvalidArgumentError
 from wasman_sdk._validation import unserialisable
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
     from datetime import timedelta
 
     from wasman_host.activity import ActivityCall
 
-__all__ = ["ActivityInfo", "current", "heartbeat", "info", "info_of", "is_cancelled", "wait_for_cancelled_sync"]
+__all__ = [
+    "ActivityInfo",
+    "ActivityLogger",
+    "activity_logger",
+    "current",
+    "heartbeat",
+    "info",
+    "info_of",
+    "is_cancelled",
+    "wait_for_cancelled_sync",
+]
 
 _DETAILS = 64 * 1024  # bytes of a heartbeat's details: they are stored with the run's record
 
@@ -51,6 +63,28 @@ class ActivityInfo:
 
 
 current: ContextVar[ActivityCall] = ContextVar("wasman_activity_call")
+
+
+class ActivityLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose lines have the attempt's names as attributes: tenant, workflow, id, run, activity, attempt."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add them; outside of an activity there are none."""
+        call = current.get(None)
+        if call is not None:
+            names = {
+                "tenant": call.key.tenant,
+                "workflow": call.workflow,
+                "id": call.key.id,
+                "run": call.run,
+                "activity": call.name,
+                "attempt": call.attempt,
+            }
+            kwargs["extra"] = {**names, **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+activity_logger = ActivityLogger(logging.getLogger("wasman.activity"))
 
 
 def info_of(call: ActivityCall) -> ActivityInfo:

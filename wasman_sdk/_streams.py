@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import anyio
 import anyio.to_thread
@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import to_json, to_jsonable_python
 
 from wasman_host.errors import InvalidArgumentError
+from wasman_host.gzip_streams import gzip_identity
 from wasman_host.record import StreamSpec
 from wasman_host.streams import identify_file
 
@@ -140,12 +141,14 @@ class FileSource(Source):
     Attributes:
         path: Where it is; resolved at the start.
         check_digest: Compare its sha256 whenever it is opened again, not only its length and modification time.
+        decompress: "gzip" where it is a gzip file, and the guest is to read what is in it.
     """
 
     type_tag: ClassVar[str] = "file"
 
     path: Path
     check_digest: bool = False
+    decompress: Literal["", "gzip"] = ""
 
     def bound(self) -> FileSource:
         """See `Stream`."""
@@ -165,11 +168,13 @@ class FileSink(Sink):
 
     Attributes:
         path: Where it will be; resolved at the start. Its folder must exist.
+        compress: "gzip" where it is to be a gzip file of what the guest writes.
     """
 
     type_tag: ClassVar[str] = "file"
 
     path: Path
+    compress: Literal["", "gzip"] = ""
 
     def bound(self) -> FileSink:
         """See `Stream`."""
@@ -180,7 +185,7 @@ class FileSink(Sink):
         if not await anyio.Path(self.path.parent).is_dir():
             message = f"the sink {self.path} cannot be written: there is no folder {self.path.parent}"
             raise InvalidArgumentError(message)
-        return {}
+        return gzip_identity() if self.compress else {}
 
 
 class BytesSource(Source):

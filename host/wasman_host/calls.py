@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from functools import partial
@@ -24,10 +25,10 @@ from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Awaitable, Callable
 
     from wasman_host.activity import ActivityDefinition, Failed
+    from wasman_host.events import EventKind
     from wasman_host.guest.live import Guest
     from wasman_host.machine import Machine, Proposal
     from wasman_host.record import Cancel
@@ -55,8 +56,13 @@ class Run(Protocol):
         """A cancel of which the guest does not know yet."""
 
     @property
-    def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Where it says what happens to it."""
+    def reports(self) -> bool:
+        """Whether anybody hears of what happens all the time."""
+
+    def report(
+        self, kind: EventKind, level: int, text: str, *, activity: str = "", attempt: int = 0, reason: str = ""
+    ) -> None:
+        """Say what has happened."""
 
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name`, or None."""
@@ -196,7 +202,7 @@ class Calls:
         definition = run.activity(call.name)
         if definition is None:
             reason = f"activity {call.name!r} is registered with no worker that has seen it; start one that has it"
-            run.log.warning("%s waits: %s", run.key, reason)
+            run.report("waiting", logging.WARNING, f"{run.key} waits: {reason}", activity=call.name, reason=reason)
             await run.commit(machine.waits(number, call.name, reason, run.now() + int(_UNREGISTERED * 1e9)))
             raise GivenUp
         most = definition.retry.maximum_attempts
@@ -222,21 +228,21 @@ class Calls:
                 if known is not None:
                     await run.commit(machine.begun(number, attempt))
                 run.require_lease()
+                self._report("activity_started", call.name, attempt)
                 try:
                     response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
                     failed = failed_by(error, call.name, attempt)
                 else:
                     self._check_response(call, response)
+                    self._report("activity_completed", call.name, attempt)
                     return Delivery("result", number, Payload.of(response))
             finally:
                 said = self._ended()
                 if definition.slots is not None:
                     definition.slots.release()
             before, failure = failure, failed.failure
-            run.log.warning(
-                "attempt %d of activity %r failed: %s: %s", attempt, call.name, failure.type, failure.message
-            )
+            self._report("activity_failed", call.name, attempt, f"{failure.type}: {failure.message}")
             retry_at = self._retry_at(definition, failed, attempt)
             if retry_at is None:
                 if failure.type == "ScheduleToCloseTimeout" and failure.cause is None:
@@ -288,6 +294,13 @@ class Calls:
             f"({field}_timeout)"
         )
         return Failure(kind, message, None, name, attempt, cause=known.failure if known else None)
+
+    def _report(self, kind: EventKind, name: str, attempt: int, why: str = "") -> None:
+        if why or self._run.reports:
+            words = f"failed: {why}" if why else kind.removeprefix("activity_")
+            text = f"attempt {attempt} of activity {name!r} {words}"
+            level = logging.WARNING if why else logging.DEBUG
+            self._run.report(kind, level, text, activity=name, attempt=attempt, reason=why)
 
     def _check_response(self, call: abi_v0.Call, response: bytes) -> None:
         limit = self._run.machine.pinned.limits.response

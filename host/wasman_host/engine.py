@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.events import Event
     from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.module import GuestModule
     from wasman_host.machine import Proposal
@@ -64,6 +65,7 @@ class Engine:
         residents: The guests in memory.
         images: Snapshots that this process holds.
         worker: This worker's id; a new one after a lost lease.
+        observers: Called with what happens to instances.
         checkpointed: Called when a guest that is not repeating its past has asked for a checkpoint, and it is made.
     """
 
@@ -79,6 +81,7 @@ class Engine:
         residency: Residency | None = None,
         snapshots: SnapshotPolicy | None = None,
         fallback: ActivityDefinition | None = None,
+        observers: Sequence[Callable[[Event], None]] = (),
     ) -> None:
         """Nothing is opened yet.
 
@@ -92,6 +95,7 @@ class Engine:
             residency: How much room guests have.
             snapshots: When chains of snapshots are merged.
             fallback: What answers calls of names that no handler is registered for.
+            observers: Called with what happens to instances, in the middle of their work: it must be quick.
         """
         self.store = store
         self.activities = activities
@@ -101,6 +105,7 @@ class Engine:
         self.images = Images()
         self.worker = _worker_id()
         self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
+        self.observers = tuple(observers)
         self._fallback = fallback
         self._queues = tuple(queues)
         self._max = max_instances
@@ -352,9 +357,12 @@ class Engine:
         self._orphans.add(key)
 
     def _begin(self, tasks: TaskGroup, claim: Claim, created: Proposal | None = None) -> None:
-        if claim.takeover:
-            logger.info("run %s of %s is taken over from a dead worker", claim.stored.run, claim.stored.key)
         instance = Instance(self, claim, created)
+        if claim.takeover:
+            text = f"run {instance.run} of {instance.key} is taken over from a dead worker"
+            instance.report("claimed", logging.INFO, text, reason="its worker has died")
+        elif instance.reports:
+            instance.report("claimed", logging.DEBUG, f"run {instance.run} of {instance.key} is claimed")
         self._live[instance.key] = instance
         if self._leaving.is_set():  # it was claimed while the others were told
             instance.leave()

@@ -26,8 +26,10 @@
     │   └── StreamError                       a source or sink cannot be used
     │       └── SourceChangedError            ... because the source is no longer what it was at the start
     ├── ActivityError                         an activity failed for good; carries type, message, details, attempt
+    ├── GuestTrapError                        a guest trapped; carries the wasm backtrace
     ├── ActivityCancelledError                what an activity does is no longer wanted: it should stop
     ├── ApplicationError                      raised by activities: a failure with a type and details
+    ├── SecretUnavailableError                a secret that is given by reference is not on this machine
     ├── SimulatedCrashError                   a `TestRunner` has crashed where it was told to
     └── StoreError
         ├── StoreUnavailableError             full, locked, read-only or unreachable: nothing was written, try again
@@ -57,6 +59,7 @@ __all__ = [
     "Failure",
     "GuestLimitError",
     "GuestTimeoutError",
+    "GuestTrapError",
     "InputMismatchError",
     "InvalidArgumentError",
     "InvalidModuleError",
@@ -65,6 +68,7 @@ __all__ = [
     "NondeterminismError",
     "ResultTimeoutError",
     "RunEndedError",
+    "SecretUnavailableError",
     "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
@@ -267,12 +271,33 @@ class ActivityError(WasmanError):
     """An activity failed for good.
 
     Attributes:
-        failure: Type, message, details, activity and attempt of the last failure.
+        failure: All that is stored of its last failure.
+        type: What it failed by: a short name that programs can compare.
+        message: One sentence for people.
+        details: Anything JSON can hold, chosen by who raised it.
+        activity: The activity's name.
+        attempt: The attempt that failed, from 1.
     """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
         self.failure = failure
+        self.type, self.message, self.details = failure.type, failure.message, failure.details
+        self.activity, self.attempt = failure.activity, failure.attempt
+
+
+class GuestTrapError(WasmanError):
+    """A guest trapped: what WebAssembly does where other programs crash. The message ends with the wasm backtrace.
+
+    Attributes:
+        failure: All that is stored of it.
+        backtrace: Where in the module it was, innermost frame first.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.message}\n{failure.backtrace}")
+        self.failure = failure
+        self.backtrace = failure.backtrace
 
 
 class ActivityCancelledError(WasmanError):
@@ -304,6 +329,10 @@ class ApplicationError(WasmanError):
         self.details = details
         self.non_retryable = non_retryable
         self.next_retry_delay = next_retry_delay
+
+
+class SecretUnavailableError(WasmanError):
+    """A secret that is given by reference is not on the machine that needs it."""
 
 
 class SimulatedCrashError(WasmanError):

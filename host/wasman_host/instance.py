@@ -37,6 +37,7 @@ from wasman_host.errors import (
     StoreUnavailableError,
     UnsupportedStateError,
 )
+from wasman_host.events import Event, EventKind
 from wasman_host.guest import abi_v0
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
@@ -55,7 +56,7 @@ from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unre
 from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.engine import Engine
@@ -72,6 +73,13 @@ _REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as 
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 HOST = "wasman."  # begins the host's own names
+_ENDS: Mapping[Status, EventKind] = {
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+    Status.TERMINATED: "terminated",
+    Status.TIMED_OUT: "timed_out",
+}
 
 
 def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
@@ -197,9 +205,37 @@ class Instance:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Where it says what happens to it."""
-        columns = self._stored.columns
-        names = {"tenant": self.key.tenant, "workflow": columns.workflow, "id": self.key.id, "run": self.run}
-        return logging.LoggerAdapter(logger, names)
+        return logging.LoggerAdapter(logger, self.names)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What stands in each line of the log, for programs that read it."""
+        workflow = self._stored.columns.workflow
+        return {"tenant": self.key.tenant, "workflow": workflow, "id": self.key.id, "run": self.run}
+
+    def report(
+        self, kind: EventKind, level: int, text: str, *, activity: str = "", attempt: int = 0, reason: str = ""
+    ) -> None:
+        """Say what has happened, to the log and to whoever observes the worker."""
+        if logger.isEnabledFor(level):
+            more: dict[str, object] = {"event": kind, "reason": reason}
+            if activity:
+                more |= {"activity": activity, "attempt": attempt}
+            logger.log(level, text, extra={**self.names, **more})
+        if not self._engine.observers:
+            return
+        key, workflow = self.key, self._stored.columns.workflow
+        event = Event(kind, key.tenant, workflow, key.id, self.run, self.now(), activity, attempt, reason)
+        for observe in self._engine.observers:
+            try:
+                observe(event)
+            except Exception:
+                logger.exception("what observes the worker has failed at %r of %s", kind, key, extra=self.names)
+
+    @property
+    def reports(self) -> bool:
+        """Whether anybody hears of what happens all the time."""
+        return bool(self._engine.observers) or logger.isEnabledFor(logging.DEBUG)
 
     # From outside: the engine says that something else comes first
 
@@ -395,8 +431,10 @@ class Instance:
             await self._close_as(self._ending)
         elif self._leaving:
             await self.commit(self.machine.released(self.now()))
+            self.report("released", logging.DEBUG, f"run {self.run} of {self.key} is released: the worker leaves")
         elif self._handing_back is not None:
             await self.commit(self.machine.sleeps(self._handing_back))
+            self.report("released", logging.DEBUG, f"run {self.run} of {self.key} is released: it waits for a time")
         elif self._cancelling is not None:
             await self._take(self._cancelling)
             raise _Evicted  # its activity was cancelled, and its guest is gone: it goes on as after a crash
@@ -859,7 +897,7 @@ class Instance:
         if cancel is not None or late:
             await self.commit(self.machine.mail_taken(cancel, late))
         self._cancelling = None
-        return len(late) + (cancel is not None) == len(messages)
+        return bool(messages) and len(late) + (cancel is not None) == len(messages)
 
     async def _commit_end(self, proposal: Proposal) -> None:
         """Commit the run's end; mail that came too late is listed as undelivered, unless it ends the run itself."""
@@ -870,14 +908,25 @@ class Instance:
                 unread = [m for m in await self._store.mail(self.key) if m.id not in proposal.consumes]
                 proposal = self.machine.closed_with_mail(proposal, [(message.id, message.kind) for message in unread])
             else:
+                record = self.machine.record
+                if record.closed is not None and (self.reports or record.status is not Status.COMPLETED):
+                    self._tell_end(record)
                 return
+
+    def _tell_end(self, record: Record) -> None:
+        kind = _ENDS[record.status]
+        reason = "" if record.failure is None else str(record.failure)
+        level = logging.DEBUG if kind == "completed" else logging.INFO
+        words = f"run {self.run} of {self.key} has ended: {kind.replace('_', ' ')}{', ' if reason else ''}{reason}"
+        self.report(kind, level, words, reason=reason)
 
     # Standing still
 
     async def _block(self, error: BlockedError) -> None:
         await self._let_go()
         error = _with_command(error, self.key)
-        self.log.warning("run %s of %s is blocked: %s", self.run, self.key, error)
+        text = f"run {self.run} of {self.key} is blocked: {error}"
+        self.report("blocked", logging.WARNING, text, reason=str(error))
         if isinstance(error, _DamagedMailError):
             proposal = self.machine.blocked(CorruptSnapshotError(str(error)))
             proposal = self.machine.closed_with_mail(proposal, error.messages)
@@ -899,7 +948,8 @@ class Instance:
         if terminating is not None:
             await self._end_unread(terminating)
             return
-        self.log.warning("run %s of %s is blocked: %s", self.run, self.key, error)
+        text = f"run {self.run} of {self.key} is blocked: {error}"
+        self.report("blocked", logging.WARNING, text, reason=str(error))
         if stored.columns.status is Status.BLOCKED:
             self._scope = anyio.CancelScope()
             with self._scope:

@@ -16,7 +16,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from wasman_host.instance import Instance
 
-__all__ = ["Residency", "Residents"]
+__all__ = ["Residency", "Residents", "most_guests"]
 
 _MAPPINGS_FILE = Path("/proc/sys/vm/max_map_count")
 _MAPPINGS = 65_530  # of a process, where the kernel does not say
@@ -24,7 +24,7 @@ _MAPPINGS_EACH = 5  # its memory in two parts, the rest of its reservation, its 
 _SPARED = 0.75  # of the mappings: the process needs some besides
 
 
-def _most() -> int:
+def most_guests() -> int:
     """How many guests the kernel's limit of mappings leaves room for."""
     try:
         mappings = int(_MAPPINGS_FILE.read_text())
@@ -50,7 +50,7 @@ class Residents:
     """The guests of one worker, the one that has waited longest first."""
 
     def __init__(self, residency: Residency) -> None:
-        self._most = _most() if residency.guests is None else residency.guests
+        self._most = most_guests() if residency.guests is None else residency.guests
         self._memory = residency.memory
         self._known: OrderedDict[Instance, int] = OrderedDict()  # with the bytes that each has written
         self._stirred: set[Instance] = set()

@@ -1,9 +1,11 @@
 """Clients and workers, in one process and in several."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,11 +21,14 @@ from wasman_sdk import (
     FileSink,
     FileSource,
     InvalidArgumentError,
+    ResultTimeoutError,
     Session,
     Sink,
     Source,
+    StoreUnavailableError,
     Worker,
     Workflow,
+    WorkflowHandle,
     WorkflowNotFoundError,
     WorkflowTerminatedError,
     activity,
@@ -88,6 +93,78 @@ async def test_what_the_body_raises_passes_as_it_is(tmp_path: Path) -> None:
         async with Client.connect("memory://") as client, Worker(client):
             await anyio.sleep_forever()
     assert scope.cancelled_caught
+
+
+async def test_connect_is_not_awaited(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="write `async with Client") as raised:
+        await Client.connect(f"sqlite:///{tmp_path}/store.db")
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert (frames[0].filename, frames[0].line) == (
+        __file__,
+        'await Client.connect(f"sqlite:///{tmp_path}/store.db")',
+    )
+    assert len(frames) == 2
+    gc.collect()  # nothing was "never awaited": warnings are errors here
+    assert not (tmp_path / "store.db").exists()
+
+
+@pytest.mark.parametrize("url", ["sqlite:///store.db", "file://store"])
+async def test_a_relative_path_is_resolved_at_once_and_logged(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "wasman.client")
+    monkeypatch.chdir(tmp_path)
+    client = Client.connect(url)
+    monkeypatch.chdir("/")
+    path = tmp_path / url.rpartition("/")[2]
+    assert caplog.messages == [f"the store of this client is {path}"]
+    assert repr(client).startswith("Client(")
+    assert str(path) in repr(client)
+    async with client:
+        assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:s3cret@host/base",
+        "postgresql://user:s3/cret@host/base",
+        "postgresql://user:a@s3cret@host",
+        "s3://bucket?secret=s3cret&x=1",
+        "postgresql://host/base?password=s3cret",
+    ],
+)
+def test_no_password_is_told(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"names no store: use sqlite:///") as raised:
+        Client.connect(url)
+    told = f"{raised.value!r} {caplog.text}"
+    assert "***" in told
+    assert "cret" not in told.replace("?secret=", "")
+
+
+async def test_a_client_that_is_closed_while_a_task_waits(url: str) -> None:
+    raised: list[BaseException] = []
+
+    async def wait(handle: WorkflowHandle[Any]) -> None:
+        with pytest.raises(StoreUnavailableError, match="not open") as error:
+            await handle.result()
+        raised.append(error.value)
+
+    with anyio.fail_after(3):  # well before the next look without a hint
+        async with anyio.create_task_group() as tasks, Client.connect(url) as client:
+            tasks.start_soon(wait, await client.start_workflow(WAITS, None, id="w"))
+            await anyio.sleep(0.05)
+    assert len(raised) == 1
+
+
+async def test_waiting_ends_by_its_timeout(client: Client) -> None:
+    handle = await client.start_workflow(WAITS, None, id="w")
+    with pytest.raises(ResultTimeoutError, match=r"has not ended within 0\.02 s: it is running, and goes on"):
+        await handle.result(timeout=timedelta(seconds=0.02))
+    await handle.terminate()
+    async with Worker(client):
+        with pytest.raises(WorkflowTerminatedError):
+            await handle.result(timeout=timedelta(seconds=10))
 
 
 async def test_a_handle_of_another_run_or_of_nothing(client: Client) -> None:

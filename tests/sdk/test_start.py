@@ -276,12 +276,32 @@ async def test_a_terminate_for_one_run_does_not_end_the_next(client: Client, mon
     assert (await client.get_handle("w").describe()).status == "running"
 
 
-async def test_one_worker_begins_run_after_run_at_once(client: Client) -> None:
-    """The task of the run before may not have ended when the next one is there."""
-    async with Worker(client, workflows=[DONE]):
-        with anyio.fail_after(5):
-            for _ in range(20):
-                assert await client.execute_workflow(DONE, None, id="w") == [7]
+async def test_a_worker_begins_a_run_whose_predecessor_it_still_lives(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run before is fenced off, and its task finds that out when its activity has ended."""
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    @activity
+    async def missing() -> None:
+        begun.set()
+        await go_on.wait()
+
+    async def no_mail(*_: object) -> None:
+        return
+
+    monkeypatch.setattr("wasman_host.engine._AGAIN", 3600.0)  # so that it is not simply tried again
+    monkeypatch.setattr("wasman_host.starting._GRACE", 0.0)
+    monkeypatch.setattr("wasman_host.control.terminate", no_mail)
+    async with Worker(client, activities=[missing]):
+        first = await client.start_workflow(WAITS, None, id="w")
+        await begun.wait()
+        second = await client.start_workflow(DONE, None, id="w", id_conflict_policy="terminate_existing")
+        with anyio.fail_after(10):
+            assert await second.result() == [7]
+            go_on.set()
+    assert (await first.describe()).status == "terminated"
+    assert [event.kind for event in await first.history()] == ["start", "terminate"]
 
 
 async def test_policies_that_are_none_or_exclude_each_other(client: Client) -> None:

@@ -17,6 +17,7 @@ from wasman_sdk import (
     RetryPolicy,
     Workflow,
     WorkflowFailedError,
+    WorkflowTimedOutError,
     activity,
 )
 from wasman_sdk.testing import Fault, How, Point, WorkflowEnvironment, assert_survives
@@ -168,6 +169,28 @@ async def test_backoffs_are_skipped_and_evicted_guests_come_back_in_time() -> No
         assert [call.attempt for call in mock.calls] == [1, 2, 3]
         assert tries == [timedelta(0), timedelta(hours=1), timedelta(hours=3)]
         assert (await handle.result(), env.now()) == ([0], START + timedelta(days=30))
+
+
+async def test_start_delays_and_timeouts_are_skipped() -> None:
+    workflows = [flow(wat.time()), flow(wat.sleep(30 * DAY), name="long")]
+    async with WorkflowEnvironment(workflows=workflows, start=START) as env:
+        later = await env.client.start_workflow("flow", id="later", start_delay=timedelta(days=7))
+        long = await env.client.start_workflow("long", id="long", run_timeout=timedelta(days=3))
+        with pytest.raises(WorkflowTimedOutError):
+            await long.result()
+        assert env.now() == START + timedelta(days=3)
+        assert (await later.describe()).status == "waiting"
+        assert await later.result() == [int(START.timestamp()) * 10**9 + 7 * DAY]
+
+
+async def test_a_run_is_cancelled_in_the_middle_of_a_sleep() -> None:
+    async with WorkflowEnvironment(workflows=[flow(wat.sleep(DAY), wat.call("note", b'"x"'))], start=START) as env:
+        mock = env.mock_activity(note, returns="x")
+        handle = await env.client.start_workflow("flow", id="w")
+        await env.sleep(timedelta(hours=1))
+        await handle.cancel()
+        assert await handle.result() == [0, -1]  # this guest goes on without the call, which fails
+        assert (mock.calls, env.now()) == ([], START + timedelta(days=1))
 
 
 # Mocks

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,9 +13,10 @@ from typing_extensions import override
 from wasman_sdk import InvalidArgumentError, ModuleError, RunEndedError, WasmanError
 from wasman_sdk.cli.output import one_line
 
-__all__ = ["BLOCKED", "ENDED", "IMPOSSIBLE", "USAGE", "Refused", "refused"]
+__all__ = ["BLOCKED", "DEFECT", "ENDED", "IMPOSSIBLE", "UNFINISHED", "USAGE", "Refused", "refused"]
 
-ENDED, USAGE, BLOCKED, IMPOSSIBLE = 1, 2, 3, 4
+ENDED, USAGE, BLOCKED, IMPOSSIBLE, UNFINISHED = 1, 2, 3, 4, 5
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 class Refused(click.ClickException):
@@ -35,7 +39,7 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def refused(error: BaseException) -> BaseException:
-    """What to raise for an error: a line and a code, or the error itself where it is none of wasman's."""
+    """What to raise for an error: a line and a code."""
     leaves = _leaves(error)
     for leaf in leaves:
         if isinstance(leaf, click.ClickException | click.exceptions.Exit):
@@ -44,4 +48,12 @@ def refused(error: BaseException) -> BaseException:
             return Refused(str(leaf), USAGE)
         if isinstance(leaf, WasmanError):
             return Refused(str(leaf), ENDED if isinstance(leaf, RunEndedError) else IMPOSSIBLE)
-    return leaves[0] if len(leaves) == 1 else error
+    if "WASMAN_TRACEBACK" in os.environ:
+        return error
+    first = leaves[0]
+    if isinstance(first, OSError) and first.strerror:
+        return Refused(f"{first.strerror}: {first.filename}" if first.filename else first.strerror, IMPOSSIBLE)
+    frames = traceback.extract_tb(first.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    message = f"{type(first).__name__}: {first}".partition("\n")[0]
+    return Refused(f"{message}{where}; with WASMAN_TRACEBACK=1 the whole traceback is shown", DEFECT)

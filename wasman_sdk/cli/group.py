@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
 from typing_extensions import override
 
-from wasman_sdk import WasmanError
 from wasman_sdk.cli.errors import refused
 
 __all__ = ["wasman"]
@@ -20,10 +20,15 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BaseExceptionGroup as group:
-            raise refused(group) from None
-        except WasmanError as error:
-            raise refused(error) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(128 + signal.SIGINT) from None
+        except Exception as error:
+            problem = refused(error)
+            if problem is error:
+                raise
+            raise problem from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,5 +37,6 @@ def wasman() -> None:
     """Durable WebAssembly workflows: run them, look at them, mend them.
 
     Exit codes: 0 done, 1 the workflow ended otherwise, 2 what was given cannot be used, 3 the workflow is blocked,
-    4 not found, taken, ended already, or the store cannot be used, 130 and 143 left by a signal.
+    4 not found, taken, ended already, or the store cannot be used, 5 not ended yet, 70 a defect, 130 and 143 left by a
+    signal.
     """

@@ -10,14 +10,16 @@ from attrs import asdict
 
 from wasman_host.store.protocol import Status
 from wasman_sdk import BlockedError
+from wasman_sdk.cli.durations import TIME
 from wasman_sdk.cli.errors import IMPOSSIBLE, Refused
-from wasman_sdk.cli.options import existing, json_option, over, store_option, tenant_option
-from wasman_sdk.cli.output import moment, one_line, plain, print_json, print_table
+from wasman_sdk.cli.options import existing, json_option, over, pairs, store_option, tenant_option
+from wasman_sdk.cli.output import moment, one_line, plain, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
-    from wasman_sdk import Client, HistoryEvent, WorkflowDescription
+    from wasman_sdk import Client, HistoryEvent, WorkflowDescription, WorkflowFilter
 
 __all__ = ["list_", "show"]
 
@@ -30,6 +32,12 @@ _SHOWN = 20  # log entries that `show` prints if not told otherwise
 )
 @click.option("--workflow", help="The workflow's name.")
 @click.option("--prefix", help="How the id begins.")
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="What it is found by; repeat it.")
+@click.option("--started-after", type=TIME, help="Started then or later, such as 2026-01-31, or 2h for two hours ago.")
+@click.option("--started-before", type=TIME, help="Started earlier.")
+@click.option("--closed-after", type=TIME, help="Ended then or later.")
+@click.option("--closed-before", type=TIME, help="Ended earlier.")
+@click.option("--count", "only_count", is_flag=True, help="Print how many there are, and nothing else.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @json_option
 @store_option
@@ -38,18 +46,36 @@ def list_(
     status: Sequence[str],
     workflow: str | None,
     prefix: str | None,
+    attributes: Sequence[str],
+    started_after: datetime | None,
+    started_before: datetime | None,
+    closed_after: datetime | None,
+    closed_before: datetime | None,
     limit: int,
     store: str | None,
     tenant: str,
     *,
+    only_count: bool,
     as_json: bool,
 ) -> None:
-    """List instances, newest first."""
+    """List instances, newest first: those that match all that is given."""
+    where: WorkflowFilter = {
+        "status": frozenset(status) or None,
+        "workflow": workflow,
+        "id_prefix": prefix,
+        "search_attributes": pairs("attribute", attributes),
+        "started_after": started_after,
+        "started_before": started_before,
+        "closed_after": closed_after,
+        "closed_before": closed_before,
+    }
+    if only_count:
+        click.echo(f"{over(existing(store, tenant), lambda client: client.count(**where))}")
+        return
 
     async def found(client: Client) -> list[WorkflowDescription]:
         rows = []
-        wanted = frozenset(status) or None
-        async for description in client.list_workflows(status=wanted, workflow=workflow, id_prefix=prefix):
+        async for description in client.list_workflows(page_size=min(limit + 1, 1000), **where):
             rows.append(description)
             if len(rows) > limit:
                 break
@@ -80,15 +106,19 @@ def list_(
 
 @click.command()
 @click.argument("id_", metavar="ID")
+@click.option("--run", "run_id", metavar="RUN", help="One particular run; by default the current one.")
 @click.option("--all", "whole_log", is_flag=True, help=f"The whole log, not only its last {_SHOWN} entries.")
 @json_option
 @store_option
 @tenant_option
-def show(id_: str, store: str | None, tenant: str, *, whole_log: bool, as_json: bool) -> None:
-    """Show an instance: how it stands, why, what it waits for, and its log. Payloads and sessions are not shown."""
+def show(id_: str, run_id: str | None, store: str | None, tenant: str, *, whole_log: bool, as_json: bool) -> None:
+    """Show an instance: how it stands, why, what it waits for, and the timeline of its log and its newest snapshot.
+
+    Payloads and sessions are not shown, only their sizes.
+    """
 
     async def found(client: Client) -> tuple[WorkflowDescription, list[HistoryEvent], BlockedError | None]:
-        handle = client.get_handle(id_)
+        handle = client.get_handle(id_, run_id=run_id)
         description = await handle.describe()
         try:
             return description, await handle.history(), None
@@ -102,7 +132,7 @@ def show(id_: str, store: str | None, tenant: str, *, whole_log: bool, as_json: 
     else:
         _print_description(description)
         first = 0 if whole_log else max(0, description.log_entries - _SHOWN)
-        _print_log([event for event in events if event.entry >= first])
+        _print_timeline([event for event in events if event.entry >= first], description)
         if first and events:
             click.echo(f"\n{first} earlier entries are not shown; --all shows them")
     if damage:
@@ -133,28 +163,30 @@ def _print_description(description: WorkflowDescription) -> None:
         "worker": description.owner or "",
         "started": f"{moment(description.created)} UTC",
         "ended": f"{moment(description.closed)} UTC" if description.closed else "",
+        "timeout": f"{moment(description.expires)} UTC" if description.expires and not description.closed else "",
+        "before": description.previous_run_id,
         "limits": limits,
         "snapshots": snapshots,
         "memo": json.dumps(description.memo, ensure_ascii=False) if description.memo else "",
+        "attributes": ", ".join(f"{name}={value}" for name, value in description.search_attributes.items()),
         "undelivered": ", ".join(f"{kind} {message}" for message, kind in description.undelivered),
     }
-    for name, value in fields.items():
-        if value:
-            first, *more = value.splitlines()
-            click.echo("\n".join([f"{name:12}{plain(first)}", *(f"{'':12}{plain(line)}" for line in more)]))
+    print_fields(fields)
     for pending in description.pending:
         when = f", next at {moment(pending.next_attempt)} UTC" if pending.next_attempt else ""
         failure = f", last failure: {one_line(pending.last_failure)}" if pending.last_failure else ""
         click.echo(f"{'pending':12}{plain(pending.name)}, {pending.attempts} attempts begun{when}{failure}")
 
 
-def _print_log(events: Sequence[HistoryEvent]) -> None:
-    if not events:
-        return
-    click.echo()
-    print_table(
-        ("ENTRY", "TIME", "EVENT", "OPERATION", "NAME", "BYTES", "FAILURE"),
-        [
+def _print_timeline(events: Sequence[HistoryEvent], description: WorkflowDescription) -> None:
+    """What was handed to the guest, and its newest snapshot between."""
+    snapshot = description.snapshot_entry
+    rows = []
+    for event in events:
+        if snapshot is not None and event.entry >= snapshot:
+            rows.append(_snapshot_row(description))
+            snapshot = None
+        rows.append(
             (
                 f"{event.entry}",
                 event.time.strftime("%H:%M:%S.%f")[:-3],
@@ -164,6 +196,14 @@ def _print_log(events: Sequence[HistoryEvent]) -> None:
                 f"{event.size:,}",
                 one_line(event.failure),
             )
-            for event in events
-        ],
-    )
+        )
+    if snapshot is not None and events:
+        rows.append(_snapshot_row(description))
+    if rows:
+        click.echo()
+        print_table(("ENTRY", "TIME", "EVENT", "OPERATION", "NAME", "BYTES", "FAILURE"), rows)
+
+
+def _snapshot_row(description: WorkflowDescription) -> tuple[str, ...]:
+    name = f"{description.snapshots} over the base image"
+    return ("", "", "snapshot", "", name, f"{description.snapshot_bytes:,}", "")

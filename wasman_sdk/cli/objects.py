@@ -111,14 +111,14 @@ def session_class(name: str) -> type[Session]:
 
 
 def validated(what: str, adapter: TypeAdapter[T], given: str) -> T:
-    """JSON from the command line, or from the file behind an @."""
-    if given.startswith("@"):
+    """JSON from the command line, from stdin (-), or from the file behind an @."""
+    if given.startswith("@") or given == "-":
         try:
-            given = Path(given[1:]).read_text("utf-8")
+            given = sys.stdin.buffer.read().decode() if given == "-" else Path(given[1:]).read_text("utf-8")
         except OSError as error:
             raise Refused(f"the {what} cannot be read from {given[1:]}: {error.strerror}", USAGE) from None
         except UnicodeError:
-            raise Refused(f"the {what} cannot be read from {given[1:]}: it is not UTF-8", USAGE) from None
+            raise Refused(f"the {what} cannot be read from {given[1:] or 'stdin'}: it is not UTF-8", USAGE) from None
     try:
         return adapter.validate_json(given)
     except ValidationError as error:

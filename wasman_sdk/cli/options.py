@@ -12,9 +12,19 @@ from wasman_sdk import Client
 from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["DEFAULT_STORE", "existing", "json_option", "over", "store_option", "tenant_option"]
+__all__ = [
+    "DEFAULT_STORE",
+    "connected",
+    "existing",
+    "json_option",
+    "lasting",
+    "over",
+    "pairs",
+    "store_option",
+    "tenant_option",
+]
 
 T = TypeVar("T")
 
@@ -43,7 +53,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def existing(store: str | None, tenant: str) -> Client:
     """A client of a store that is there: looking at one must not make it."""
-    client = Client.connect(store or DEFAULT_STORE, tenant=tenant)
+    client = connected(store, tenant)
     if isinstance(client.store, MemoryStore):
         message = "memory:// lives and ends with one process, so there is nothing to look at from another"
         raise Refused(message, USAGE)
@@ -52,6 +62,30 @@ def existing(store: str | None, tenant: str) -> Client:
         message = f"there is no store {path}; name another by --store or WASMAN_STORE"
         raise Refused(message, IMPOSSIBLE)
     return client
+
+
+def connected(store: str | None, tenant: str = "default") -> Client:
+    """A client of the store that was named, or of the default one."""
+    return Client.connect(store or DEFAULT_STORE, tenant=tenant)
+
+
+def lasting(store: str | None, tenant: str) -> Client:
+    """A client of a store that outlives this process; it is made if there is none."""
+    client = connected(store, tenant)
+    if isinstance(client.store, MemoryStore):
+        raise Refused("memory:// lives and ends with one process, so nothing would be left of this", USAGE)
+    return client
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, as often as it was given."""
+    found = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not sign or not name:
+            raise Refused(f"--{option} {one!r}: write NAME=VALUE", USAGE)
+        found[name] = value
+    return found
 
 
 def over(client: Client, work: Callable[[Client], Awaitable[T]]) -> T:

@@ -15,9 +15,9 @@ from typing_extensions import override
 from wasman_host.store import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["log_to_stderr", "moment", "one_line", "plain", "print_json", "print_table"]
+__all__ = ["log_to_stderr", "moment", "one_line", "plain", "print_fields", "print_json", "print_line", "print_table"]
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -60,6 +60,19 @@ def print_json(value: Any) -> None:
         return one.isoformat()
 
     click.echo(redacted(json.dumps(value, default=other, indent=2, ensure_ascii=False)))
+
+
+def print_line(value: Any) -> None:
+    """JSON of one line: what a workflow gave."""
+    click.echo(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Names and what they stand for, those that stand for nothing left out."""
+    for name, value in fields.items():
+        if value:
+            first, *more = value.splitlines()
+            click.echo("\n".join([f"{name:12}{plain(first)}", *(f"{'':12}{plain(line)}" for line in more)]))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,29 +13,25 @@ from attrs import frozen
 from pydantic import TypeAdapter
 
 from wasman_host.store import MemoryStore
-from wasman_host.store.protocol import Key, Status
 from wasman_sdk import Client, Session, Workflow, WorkflowAlreadyExistsError, WorkflowNotFoundError
-from wasman_sdk.cli.errors import BLOCKED, IMPOSSIBLE, USAGE, Refused
+from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
 from wasman_sdk.cli.objects import imported_module, named, session_class, validated, worker_of
 from wasman_sdk.cli.options import DEFAULT_STORE, store_option, tenant_option
-from wasman_sdk.cli.output import log_to_stderr, one_line
+from wasman_sdk.cli.output import log_to_stderr
+from wasman_sdk.cli.waiting import closed
 from wasman_sdk.cli.worker import run_to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from wasman_sdk import Worker, WorkflowDescription, WorkflowHandle
+    from wasman_sdk import Worker, WorkflowHandle
 
 __all__ = ["run"]
-
-_LOOK = 0.5  # seconds between two looks at an instance where no hint comes
 
 
 @click.command()
 @click.argument("name", metavar="MODULE:ATTRIBUTE")
 @click.option("--id", "id_", required=True, help="The workflow id.")
-@click.option("--input", "given", metavar="JSON|@FILE", help="What it is started with. Default: null.")
-@click.option("--session", metavar="JSON|@FILE", help="How it is bound to the outside world.")
+@click.option("--input", "given", metavar="JSON|@FILE|-", help="What it is started with. Default: null.")
+@click.option("--session", metavar="JSON|@FILE|-", help="How it is bound to the outside world.")
 @click.option("--session-type", metavar="MODULE:CLASS", help="The Session class that --session is read as.")
 @click.option(
     "--worker",
@@ -144,10 +139,7 @@ async def _started(start: _Start, client: Client) -> None:
             handle = await _found(start, client) if start.attach else None  # somebody else has started it just now
             if handle is None:
                 raise Refused(f"{error} (--attach goes on with the one that is there)", IMPOSSIBLE) from None
-    if sys.stderr.isatty():
-        await _watched_by_people(client, handle)
-    else:
-        await _closed(client, handle, lambda _: None)
+    await closed(client, handle)
     result = await handle.result()
     output: TypeAdapter[Any] = TypeAdapter(start.workflow.output_type)
     click.echo(output.dump_json(result).decode())
@@ -162,41 +154,3 @@ async def _found(start: _Start, client: Client) -> WorkflowHandle[Any] | None:
     if there != start.workflow.name:
         raise Refused(f"{start.id!r} is an instance of workflow {there!r}, not of {start.workflow.name!r}", USAGE)
     return handle
-
-
-async def _watched_by_people(client: Client, handle: WorkflowHandle[Any]) -> None:
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{handle.id}: starting") as status:
-
-        def tell(description: WorkflowDescription) -> None:
-            words = [f"{description.id}: {description.status}", f"{description.log_entries:,} log entries"]
-            words += [f"{pending.name}, attempt {pending.attempts}" for pending in description.pending[:1]]
-            status.update(_escaped(", ".join(words)))
-
-        await _closed(client, handle, tell)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(one_line(text))
-
-
-async def _closed(
-    client: Client, handle: WorkflowHandle[Any], tell: Callable[[WorkflowDescription], None]
-) -> WorkflowDescription:
-    """Wait until the run has ended. A run that is blocked is not waited for."""
-    told = ""
-    while True:
-        description = await handle.describe()
-        if description.status == Status.BLOCKED:
-            message = f"{handle.id} is blocked: {description.reason}"
-            raise Refused(message, BLOCKED)
-        if description.closed is not None:
-            return description
-        if description.reason and description.reason != told:
-            told = description.reason
-            click.echo(f"wasman: {handle.id} is {description.status}: {one_line(told)}", err=True)
-        tell(description)
-        await client.store.watch(Key(client.tenant, handle.id), _LOOK)

@@ -1,4 +1,4 @@
-"""`wasman terminate` and `wasman unblock`: what a person decides about an instance."""
+"""`wasman cancel`, `terminate` and `unblock`: what a person decides about an instance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,22 @@ from wasman_sdk.cli.options import existing, over, store_option, tenant_option
 if TYPE_CHECKING:
     from wasman_sdk import Client
 
-__all__ = ["terminate", "unblock"]
+__all__ = ["cancel", "terminate", "unblock"]
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--reason", default="cancelled by request", show_default=True, help="What the guest is told.")
+@click.option("--run", "run_id", metavar="RUN", help="Only if this is its current run.")
+@store_option
+@tenant_option
+def cancel(id_: str, reason: str, run_id: str | None, store: str | None, tenant: str) -> None:
+    """Ask a run to end in its own way. It is durable when this returns; the guest is told at its current or next call.
+
+    It may tidy up, and may complete all the same: `wasman result` tells how it ended.
+    """
+    over(existing(store, tenant), lambda client: client.get_handle(id_, run_id=run_id).cancel(reason))
+    click.echo(f"{id_} is asked to end, by the worker that has it or the next one that runs")
 
 
 @click.command()

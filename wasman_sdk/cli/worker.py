@@ -39,8 +39,8 @@ def worker(name: str, store: str | None, ready_file: Path | None, *, quiet: bool
 
     MODULE:ATTRIBUTE is a Worker, or a function that makes one: it takes the store's URL, or nothing.
     """
+    found = worker_of(name, store)  # before anything is logged: what is refused is one line
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
-    found = worker_of(name, store)
     run_to_its_end(functools.partial(found.run, ready_file=ready_file))
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition
     from wasman_host.store import Change, Key
     from wasman_sdk._handlers import FallbackHandler
+    from wasman_sdk._worker import Lifespan
     from wasman_sdk._workflow import Workflow
     from wasman_sdk.testing._faults import Fault
     from wasman_sdk.testing._mocks import RecordedCall
@@ -59,7 +60,7 @@ class WorkflowEnvironment:
         *,
         workflows: Sequence[Workflow[Any, Any]] = (),
         activities: Sequence[Callable[..., Any]] = (),
-        resources: Sequence[object] = (),
+        resources: Sequence[object] | Callable[[], Lifespan] = (),
         fallback: FallbackHandler | None = None,
         start: datetime | None = None,
         faults: Sequence[Fault] = (),
@@ -71,7 +72,8 @@ class WorkflowEnvironment:
         Args:
             workflows: What is deployed.
             activities: Functions decorated with `@activity`; one that is mocked need not be among them.
-            resources: Objects injected into activities by their type.
+            resources: Objects injected into activities by their type, or a function that gives a context manager of
+                them, entered anew for each worker.
             fallback: Answers activities that are not among them.
             start: What the clock shows at first; now by default.
             faults: What goes wrong: the first one for the first worker, the second one for the worker that comes after
@@ -81,13 +83,19 @@ class WorkflowEnvironment:
         """
         now = datetime.now(UTC) if start is None else start
         self._store = _Store(_nanoseconds(now), self._problem)
-        self._activities = Activities(activities, self._store.tell)
+        self._activities = Activities(activities, worker.get("interceptors", ()), self._store.tell)
         self._activities.stuck = self._store.wake_watchers
         self.crashes = 0
         self.commits: list[str] = []
         self.struck = 0
         self._workflows, self._faults, self._tenant = tuple(workflows), list(faults), tenant
-        self._options = {"activities": activities, "resources": resources, "fallback": fallback, **worker}
+        self._options = {
+            "activities": activities,
+            "resources": resources,
+            "fallback": fallback,
+            "graceful_shutdown_timeout": timedelta(0),
+            **worker,
+        }
         self._stack = contextlib.AsyncExitStack()
         self._leaving, self._left, self._serving = anyio.Event(), anyio.Event(), anyio.Event()
         self._life = anyio.CancelScope()

@@ -19,6 +19,8 @@ from wasman_sdk._threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wasman_sdk._interceptors import WorkerInterceptor
+
 __all__ = ["UNSET", "Activities", "ActivityMock", "RecordedCall"]
 
 UNSET: Any = object()
@@ -92,11 +94,17 @@ class Activities:
         stuck: Is called when there is a problem, or a name is missing.
     """
 
-    def __init__(self, functions: Sequence[Callable[..., Any]], count: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        functions: Sequence[Callable[..., Any]],
+        interceptors: Sequence[WorkerInterceptor],
+        count: Callable[[int], None],
+    ) -> None:
         """Nothing is mocked yet.
 
         Args:
             functions: The real activities.
+            interceptors: What is put around each attempt, of a mock as well.
             count: Is told of each call that begins (1) and ends (-1).
         """
         found = [one for one in map(_registered, functions) if one is not None]
@@ -104,7 +112,7 @@ class Activities:
         self.problems: list[Exception] = []
         self._missing: dict[str, int] = {}
         self.stuck: Callable[[], None] = lambda: None
-        self._count = count
+        self._count, self._interceptors = count, tuple(interceptors)
         self._types = {one.name: one for one in found}
         self._mocks: dict[str, ActivityMock] = {}
         self._stand_ins: dict[str, ActivityDefinition] = {}
@@ -168,7 +176,7 @@ class Activities:
             return result
 
         setattr(stand_in, MARK, evolve(registered, signature=evolve(signature, injected={}, bound="")))
-        [definition] = definitions([stand_in], [], Threads(1)).values()
+        [definition] = definitions([stand_in], [], Threads(1), None, self._interceptors).values()
         mock = self._mocks[name] = ActivityMock(name, definition.handler)
         self._types[name] = registered
         if name not in self._table:

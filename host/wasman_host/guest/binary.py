@@ -17,7 +17,7 @@ from attrs import asdict, frozen
 
 from wasman_host.errors import InvalidModuleError
 
-__all__ = ["REWRITER", "Function", "Import", "ModuleBinary", "initial_data", "parse"]
+__all__ = ["REWRITER", "Function", "Import", "ModuleBinary", "custom_sections", "initial_data", "parse"]
 
 REWRITER = "2"  # in the key of cached code: raise it when anything changes that is rewritten or read here
 
@@ -273,6 +273,22 @@ def _stack_pointer_name(custom: bytes) -> int | None:
                 if name == "__stack_pointer":
                     return index
     return None
+
+
+def custom_sections(data: bytes) -> list[tuple[str, int]]:
+    """(name, bytes) of each custom section, in order; one whose name cannot be read is called "?".
+
+    Raises:
+        InvalidModuleError: As `parse`.
+    """
+    found = []
+    for number, content in _sections(data):
+        if number == _CUSTOM:
+            try:
+                found.append((_Reader(content).name(), len(content)))
+            except InvalidModuleError:
+                found.append(("?", len(content)))
+    return found
 
 
 def parse(data: bytes) -> tuple[bytes, ModuleBinary]:

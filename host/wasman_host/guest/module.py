@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from wasman_host.guest.cache import CodeCache
     from wasman_host.guest.limits import GuestLimits
 
-__all__ = ["GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
+__all__ = ["PROVIDED", "GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
 
 _FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS]
-_KNOWN = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
-          for function in _FUNCTIONS}  # fmt: skip
+PROVIDED = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
+            for function in _FUNCTIONS}  # fmt: skip
 _REENTRANT = "wasman_reentrant"
 _ABI_V1 = "wasman_abi"
 
@@ -102,10 +102,10 @@ def _judge(binary: ModuleBinary, name: str) -> None:
             message = f"{name} imports the mutable global {full}, which no snapshot would hold; build it without"
         elif wanted.kind != "func":
             message = f"{name} imports the {wanted.kind} {full}; wasman provides functions only"
-        elif (wanted.module, wanted.name) not in _KNOWN:
+        elif (wanted.module, wanted.name) not in PROVIDED:
             message = f"{name} imports {full}, which wasman does not provide; see docs/abi.md for what it does"
-        elif _KNOWN[wanted.module, wanted.name] != wanted.type:
-            known = _KNOWN[wanted.module, wanted.name]
+        elif PROVIDED[wanted.module, wanted.name] != wanted.type:
+            known = PROVIDED[wanted.module, wanted.name]
             message = f"{name} imports {full} as {wanted.type}, and it is {known}; see docs/abi.md"
         else:
             continue

@@ -97,6 +97,9 @@ class MemoryStore(Store):
         self._to_forget: deque[tuple[int, Key, str]] = deque()
         self._watchers = Watchers()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     @override
     def now(self) -> int:
         return self._clock()
