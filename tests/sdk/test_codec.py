@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import sys
 import zlib
 from collections.abc import Sequence
 from contextlib import closing
@@ -170,6 +171,20 @@ async def test_another_codec_blocks_the_run_which_goes_on_with_the_right_one(
             await handle.result()
         with pytest.raises(PayloadCodecError, match=r"was encoded by the codec 'test.hiding'"):
             await stranger.get_handle("w").result()
+
+
+async def test_the_command_says_what_is_encoded_and_cannot_decode_it(anyio_backend: str, tmp_path: Path) -> None:
+    del anyio_backend
+    url = f"sqlite:///{tmp_path}/store.db"
+    async with Client.connect(url, codec=Hiding()) as client, Worker(client, activities=[look]):
+        await client.execute_workflow(GUEST, PLAIN, id="w", session=Noted(note=PLAIN))
+    wasman = [sys.executable, "-m", "wasman_sdk"]
+    shown = (await anyio.run_process([*wasman, "show", "w", "--store", url])).stdout.decode()
+    assert shown.count(" encoded by test.hiding") == 4
+    refused = await anyio.run_process([*wasman, "result", "w", "--store", url], check=False)
+    assert (refused.returncode != 0, refused.stdout) == (True, b"")
+    assert b"was encoded by the codec 'test.hiding', and this process has none" in refused.stderr
+    assert b"Traceback" not in refused.stderr
 
 
 async def test_what_was_stored_before_there_was_a_codec_is_read(anyio_backend: str) -> None:
