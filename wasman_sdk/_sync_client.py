@@ -42,8 +42,8 @@ class SyncWorkflowHandle(Generic[Out]):
 
     def __init__(self, handle: WorkflowHandle[Out], portal: Callable[[], anyio.from_thread.BlockingPortal]) -> None:
         """Made by the client."""
-        self.id = handle.id
-        self.run_id = handle.run_id
+        self.id: str = handle.id
+        self.run_id: str | None = handle.run_id
         self._handle, self._portal = handle, portal
 
     def __repr__(self) -> str:
