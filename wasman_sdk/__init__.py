@@ -14,7 +14,21 @@ from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDesc
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._http import HttpSource
-from wasman_sdk._interceptors import ExecuteActivityInput, WorkerInterceptor
+from wasman_sdk._interceptors import (
+    CancelWorkflowInput,
+    ClientInterceptor,
+    CountWorkflowsInput,
+    DeployInput,
+    DescribeWorkflowInput,
+    ExecuteActivityInput,
+    GetResultInput,
+    HistoryInput,
+    ListWorkflowsPageInput,
+    StartWorkflowInput,
+    TerminateWorkflowInput,
+    UnblockWorkflowInput,
+    WorkerInterceptor,
+)
 from wasman_sdk._listing import WorkflowFilter, WorkflowPage
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
@@ -31,18 +45,26 @@ from wasman_sdk.errors import *  # noqa: F403  every error is public, and `error
 __all__ = [
     "ActivityInfo",
     "BytesSource",
+    "CancelWorkflowInput",
     "Channel",
     "ChannelSink",
     "ChannelSource",
     "Client",
+    "ClientInterceptor",
+    "CountWorkflowsInput",
+    "DeployInput",
+    "DescribeWorkflowInput",
     "Engine",
     "Event",
     "ExecuteActivityInput",
     "FileSink",
     "FileSource",
+    "GetResultInput",
     "HistoryEvent",
+    "HistoryInput",
     "HttpSource",
     "Limits",
+    "ListWorkflowsPageInput",
     "PendingActivity",
     "RetryPolicy",
     "Runner",
@@ -53,6 +75,7 @@ __all__ = [
     "SinkWriter",
     "Source",
     "SourceReader",
+    "StartWorkflowInput",
     "StartWorkflowOptions",
     "StreamContext",
     "SyncClient",
@@ -60,7 +83,9 @@ __all__ = [
     "SyncRunner",
     "SyncTestRunner",
     "SyncWorkflowHandle",
+    "TerminateWorkflowInput",
     "TestRunner",
+    "UnblockWorkflowInput",
     "Worker",
     "WorkerInterceptor",
     "Workflow",

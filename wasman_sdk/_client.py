@@ -17,12 +17,21 @@ from wasman_host.ids import validated_id
 from wasman_host.record import Limits
 from wasman_host.store import open_store, path_of, redacted
 from wasman_sdk._handle import WorkflowHandle
+from wasman_sdk._interceptors import (
+    ClientInterceptor,
+    CountWorkflowsInput,
+    DeployInput,
+    ListWorkflowsPageInput,
+    StartWorkflowInput,
+    chained,
+    checked,
+)
 from wasman_sdk._listing import Listing, filter_of, page_of
 from wasman_sdk._starting import Options, StartWorkflowOptions
 from wasman_sdk._workflow import Workflow, input_payload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Sequence
     from types import TracebackType
 
     from typing_extensions import Unpack
@@ -53,16 +62,17 @@ class Client:
         workers: Workers of this process that begin at once what is started here.
     """
 
-    def __init__(self, store: Store, tenant: str) -> None:
+    def __init__(self, store: Store, tenant: str, interceptors: Sequence[ClientInterceptor] = ()) -> None:
         """Use `connect`."""
         self.store = store
         self.tenant = tenant
+        self._interceptors = checked(interceptors, ClientInterceptor)
         self.is_open = False
         self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
-    def connect(cls, url: str, *, tenant: str = "default") -> Client:
+    def connect(cls, url: str, *, tenant: str = "default", interceptors: Sequence[ClientInterceptor] = ()) -> Client:
         """A client that opens its store when it is entered: `async with Client.connect(url) as client`.
 
         A relative path is resolved now; the absolute one is logged.
@@ -71,21 +81,22 @@ class Client:
             url: `sqlite:///file.db` (relative) or `sqlite:////absolute/file.db`; `file://folder` (relative) or
                 `file:///absolute/folder`; or `memory://` for one process's life.
             tenant: Whose instances it sees.
+            interceptors: What is put around each call of the client and its handles, the first outermost.
 
         Raises:
             InvalidArgumentError: The URL names no kind of store; the message lists those that there are.
         """
         store = open_store(url)
         logger.info("the store of this client is %s", path_of(store) or redacted(url))
-        return cls(store, tenant)
+        return cls(store, tenant, interceptors)
 
     @classmethod
-    def over(cls, store: Store, tenant: str = "default") -> Client:
+    def over(cls, store: Store, tenant: str = "default", *, interceptors: Sequence[ClientInterceptor] = ()) -> Client:
         """A client of a store that is open already, used without entering it; whoever has opened the store closes it.
 
         Without `store.serve()` beside it, what another process commits is seen only when it is asked for.
         """
-        client = cls(store, tenant)
+        client = cls(store, tenant, interceptors)
         client.is_open = True
         return client
 
@@ -124,6 +135,10 @@ class Client:
             InvalidArgumentError: The workflow has no module.
             InvalidModuleError: Its module cannot be run.
         """
+        return await chained(self._interceptors, "deploy", self._deploy)(DeployInput(workflow=workflow))
+
+    async def _deploy(self, given: DeployInput) -> str:
+        workflow = given.workflow
         data = await anyio.to_thread.run_sync(workflow.module)
         if data is None:
             message = f"workflow {workflow.name!r} has no module to deploy; give it one by module="
@@ -201,15 +216,19 @@ class Client:
             WorkflowNotFoundError: Nothing is deployed under the name.
             InvalidModuleError: The workflow's module cannot be run.
         """
-        validated_id(id)
-        chosen = Options(**options)
+        asked = StartWorkflowInput(workflow=workflow, given=given, id=id, options=options, result_type=result_type)
+        return await chained(self._interceptors, "start_workflow", self._start_workflow)(asked)
+
+    async def _start_workflow(self, asked: StartWorkflowInput) -> WorkflowHandle[Any]:
+        workflow, id = asked.workflow, validated_id(asked.id)  # noqa: A001  the field's own word
+        chosen = Options(**asked.options)
         if isinstance(workflow, str):
-            name, output = workflow, _ANY if result_type is Any else TypeAdapter(result_type)
-            payload = input_payload(name, given)
+            name, output = workflow, _ANY if asked.result_type is Any else TypeAdapter(asked.result_type)
+            payload = input_payload(name, asked.given)
             host, session = await chosen.for_host(id, "", Limits())
         else:
             name, output = workflow.name, workflow.output
-            payload = workflow.payload(given)
+            payload = workflow.payload(asked.given)
             host, session = await chosen.for_host(id, workflow.resume, workflow.limits)
         try:
             run = await self._start(id, name, payload, session, host)
@@ -218,7 +237,7 @@ class Client:
                 raise
             await self.deploy_absent(workflow)
             run = await self._start(id, name, payload, session, host)
-        return WorkflowHandle(self.store, self.tenant, id, run, name, output)
+        return WorkflowHandle(self.store, self.tenant, id, run, name, output, self._interceptors)
 
     async def _start(
         self, id_: str, name: str, given: Payload, session: Payload | None, options: starting.StartOptions
@@ -285,7 +304,7 @@ class Client:
         """
         output: TypeAdapter[Any] = workflow.output if workflow else _ANY
         name = workflow.name if workflow else ""
-        return WorkflowHandle(self.store, self.tenant, validated_id(id), run_id, name, output)
+        return WorkflowHandle(self.store, self.tenant, validated_id(id), run_id, name, output, self._interceptors)
 
     def list_workflows(
         self, *, page_size: int = 100, **where: Unpack[WorkflowFilter]
@@ -300,7 +319,12 @@ class Client:
         Raises:
             InvalidArgumentError: There is no such status, a time has no time zone, or the page size is less than 1.
         """
-        return Listing(self.store, filter_of(self.tenant, where), page_size)
+        filter_of(self.tenant, where)  # what is wrong with it is said here, not where the listing is read
+
+        def read(cursor: str | None) -> Awaitable[WorkflowPage]:
+            return self.list_workflows_page(page_size=page_size, cursor=cursor, **where)
+
+        return Listing(read, page_size)
 
     async def list_workflows_page(
         self, *, page_size: int = 100, cursor: str | None = None, **where: Unpack[WorkflowFilter]
@@ -315,8 +339,16 @@ class Client:
         Raises:
             InvalidArgumentError: As of `list_workflows`, or the cursor is none.
         """
-        return await page_of(self.store, filter_of(self.tenant, where), page_size, cursor)
+        asked = ListWorkflowsPageInput(page_size=page_size, cursor=cursor, where=where)
+        return await chained(self._interceptors, "list_workflows_page", self._page)(asked)
+
+    async def _page(self, asked: ListWorkflowsPageInput) -> WorkflowPage:
+        return await page_of(self.store, filter_of(self.tenant, asked.where), asked.page_size, asked.cursor)
 
     async def count(self, **where: Unpack[WorkflowFilter]) -> int:
         """How many instances there are; `where` as of `list_workflows`."""
-        return await self.store.count(filter_of(self.tenant, where))
+        asked = CountWorkflowsInput(where=where)
+        return await chained(self._interceptors, "count_workflows", self._count)(asked)
+
+    async def _count(self, asked: CountWorkflowsInput) -> int:
+        return await self.store.count(filter_of(self.tenant, asked.where))

@@ -19,16 +19,26 @@ from wasman_host.errors import (
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_sdk._causes import cause_of
 from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription, description_of, events_of
+from wasman_sdk._interceptors import (
+    CancelWorkflowInput,
+    DescribeWorkflowInput,
+    GetResultInput,
+    HistoryInput,
+    TerminateWorkflowInput,
+    UnblockWorkflowInput,
+    chained,
+)
 from wasman_sdk._workflow import read_result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from pydantic import TypeAdapter
 
     from wasman_host.record import Limits
     from wasman_host.store.protocol import Store, Stored
+    from wasman_sdk._interceptors import ClientInterceptor, OfRun
 
 __all__ = ["WorkflowHandle"]
 
@@ -54,13 +64,21 @@ class WorkflowHandle(Generic[Out]):
     """
 
     def __init__(
-        self, store: Store, tenant: str, id_: str, run_id: str | None, workflow: str, output: TypeAdapter[Out]
+        self,
+        store: Store,
+        tenant: str,
+        id_: str,
+        run_id: str | None,
+        workflow: str,
+        output: TypeAdapter[Out],
+        interceptors: Sequence[ClientInterceptor] = (),
     ) -> None:
         """Made by the client."""
         self.id = id_
         self.run_id = run_id
         self._store = store
-        self._key = Key(tenant, id_)
+        self._tenant = tenant
+        self._interceptors = interceptors
         self._workflow = workflow
         self._output = output
 
@@ -87,32 +105,36 @@ class WorkflowHandle(Generic[Out]):
             CorruptSnapshotError: The result is damaged.
             StoreUnavailableError: The store does not answer, or the client was closed meanwhile.
         """
-        if timeout is None:
-            return await self._result()
-        with anyio.move_on_after(timeout.total_seconds()):
-            return await self._result()
-        found = control.describe_stored(await self._load())
+        given = GetResultInput(id=self.id, run_id=self.run_id, timeout=timeout)
+        return await chained(self._interceptors, "get_result", self._result_in_time)(given)
+
+    async def _result_in_time(self, given: GetResultInput) -> Out:
+        if given.timeout is None:
+            return await self._result(given)
+        with anyio.move_on_after(given.timeout.total_seconds()):
+            return await self._result(given)
+        found = control.describe_stored(await control.load(self._store, self._key(given), given.run_id))
         reason = f" ({found.reason.splitlines()[0]})" if found.reason else ""
         message = (
-            f"run {found.stored.run} of {self.id!r} has not ended within {timeout.total_seconds():g} s: it is "
+            f"run {found.stored.run} of {given.id!r} has not ended within {given.timeout.total_seconds():g} s: it is "
             f"{found.status.value}{reason}, and goes on"
         )
         raise ResultTimeoutError(message)
 
-    async def _result(self) -> Out:
-        run, warned = self.run_id, -1
+    async def _result(self, given: GetResultInput) -> Out:
+        key, run, warned = self._key(given), given.run_id, -1
         while True:
-            found = await control.load(self._store, self._key, run)
+            found = await control.load(self._store, key, run)
             run = found.run
             if found.columns.status in CLOSED:
                 return await self._ended(found)
             if found.columns.status is Status.BLOCKED and found.version != warned:
                 warned = found.version
-                logger.warning("%s is blocked: %s", self.id, control.describe_stored(found).reason)
-            await self._store.watch(self._key, _LOOK)
+                logger.warning("%s is blocked: %s", key.id, control.describe_stored(found).reason)
+            await self._store.watch(key, _LOOK)
 
-    async def _load(self) -> Stored:
-        return await control.load(self._store, self._key, self.run_id)
+    def _key(self, given: OfRun) -> Key:
+        return Key(self._tenant, given.id)
 
     async def _ended(self, stored: Stored) -> Out:
         found = control.describe_stored(stored)
@@ -134,7 +156,11 @@ class WorkflowHandle(Generic[Out]):
 
     async def describe(self) -> WorkflowDescription:
         """How it stands. Raises `WorkflowNotFoundError`."""
-        return description_of(await control.describe(self._store, self._key, self.run_id))
+        given = DescribeWorkflowInput(id=self.id, run_id=self.run_id)
+        return await chained(self._interceptors, "describe_workflow", self._describe)(given)
+
+    async def _describe(self, given: DescribeWorkflowInput) -> WorkflowDescription:
+        return description_of(await control.describe(self._store, self._key(given), given.run_id))
 
     async def history(self) -> list[HistoryEvent]:
         """The run's log so far, checked; sizes and names only, no payloads.
@@ -144,7 +170,13 @@ class WorkflowHandle(Generic[Out]):
             CorruptSnapshotError: The record or the log is damaged.
             UnsupportedStateError: A newer wasman wrote it.
         """
-        return events_of(await control.history(self._store, await self._load()))
+        given = HistoryInput(id=self.id, run_id=self.run_id)
+        return await chained(self._interceptors, "history", self._history)(given)
+
+    async def _history(self, given: HistoryInput) -> list[HistoryEvent]:
+        return events_of(
+            await control.history(self._store, await control.load(self._store, self._key(given), given.run_id))
+        )
 
     async def cancel(self, reason: str = "cancelled by request") -> None:
         """Tell the guest to end, in its own way; durable when this returns, and asking again changes nothing.
@@ -158,7 +190,11 @@ class WorkflowHandle(Generic[Out]):
             WorkflowClosedError: It has ended already.
             InvalidArgumentError: It is an instance of an `Engine`.
         """
-        await control.cancel(self._store, self._key, reason, self.run_id)
+        given = CancelWorkflowInput(id=self.id, run_id=self.run_id, reason=reason)
+        await chained(self._interceptors, "cancel_workflow", self._cancel)(given)
+
+    async def _cancel(self, given: CancelWorkflowInput) -> None:
+        await control.cancel(self._store, self._key(given), given.reason, given.run_id)
 
     async def terminate(self, reason: str = "terminated by request") -> None:
         """End the run without asking the guest; durable when this returns, done by whichever worker holds or claims it.
@@ -167,7 +203,11 @@ class WorkflowHandle(Generic[Out]):
             WorkflowNotFoundError: There is no such run.
             WorkflowClosedError: It has ended already.
         """
-        await control.terminate(self._store, self._key, reason, self.run_id)
+        given = TerminateWorkflowInput(id=self.id, run_id=self.run_id, reason=reason)
+        await chained(self._interceptors, "terminate_workflow", self._terminate)(given)
+
+    async def _terminate(self, given: TerminateWorkflowInput) -> None:
+        await control.terminate(self._store, self._key(given), given.reason, given.run_id)
 
     async def unblock(self, *, limits: Limits | None = None) -> None:
         """Let a blocked run go on from where it stands, perhaps with other limits.
@@ -178,4 +218,8 @@ class WorkflowHandle(Generic[Out]):
             InvalidArgumentError: It is not blocked.
             CorruptSnapshotError: Its record still cannot be read.
         """
-        await control.unblock(self._store, self._key, self.run_id, limits)
+        given = UnblockWorkflowInput(id=self.id, run_id=self.run_id, limits=limits)
+        await chained(self._interceptors, "unblock_workflow", self._unblock)(given)
+
+    async def _unblock(self, given: UnblockWorkflowInput) -> None:
+        await control.unblock(self._store, self._key(given), given.run_id, given.limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypedDict
 
@@ -130,11 +130,11 @@ async def page_of(store: Store, where: Filter, size: int, cursor: str | None) ->
 class Listing(AsyncIterator[WorkflowDescription]):
     """Instances, newest first; the next page is read when the one before has been gone through."""
 
-    def __init__(self, store: Store, where: Filter, page_size: int) -> None:
-        """Nothing is read yet."""
+    def __init__(self, read: Callable[[str | None], Awaitable[WorkflowPage]], page_size: int) -> None:
+        """Nothing is read yet; `read` gives the page at a cursor."""
         if page_size < 1:
             raise InvalidArgumentError(f"a page of {page_size} instances: the size must be at least 1")
-        self._store, self._where, self._size = store, where, page_size
+        self._read = read
         self._rows: list[WorkflowDescription] = []  # the next one last
         self._cursor: str | None = None
         self._begun = False
@@ -144,7 +144,7 @@ class Listing(AsyncIterator[WorkflowDescription]):
         while not self._rows:
             if self._begun and self._cursor is None:
                 raise StopAsyncIteration
-            page = await page_of(self._store, self._where, self._size, self._cursor)
+            page = await self._read(self._cursor)
             self._begun, self._cursor = True, page.cursor
             self._rows = list(reversed(page.workflows))
         return self._rows.pop()

@@ -11,7 +11,7 @@ from wasman_host.errors import InvalidArgumentError
 from wasman_sdk._client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wasman_host.store.protocol import Store
     from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription
     from wasman_sdk._handle import WorkflowHandle
+    from wasman_sdk._interceptors import ClientInterceptor
     from wasman_sdk._listing import WorkflowFilter, WorkflowPage
     from wasman_sdk._starting import StartWorkflowOptions
     from wasman_sdk._workflow import Workflow
@@ -87,9 +88,11 @@ class SyncClient:
         self._portal: anyio.from_thread.BlockingPortal | None = None
 
     @classmethod
-    def connect(cls, url: str, *, tenant: str = "default") -> SyncClient:
-        """As `Client.connect`."""
-        return cls(Client.connect(url, tenant=tenant))
+    def connect(
+        cls, url: str, *, tenant: str = "default", interceptors: Sequence[ClientInterceptor] = ()
+    ) -> SyncClient:
+        """As `Client.connect`; interceptors run in the client's own event loop."""
+        return cls(Client.connect(url, tenant=tenant, interceptors=interceptors))
 
     def __repr__(self) -> str:
         return f"Sync{self._client!r}"
