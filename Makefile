@@ -83,9 +83,10 @@ check: env
 	$(VENV)/bin/python -m tools.check_types
 	$(VENV)/bin/python tools/check_text.py
 	@if command -v go >/dev/null; then \
-		echo "go vet and go test of guest_sdk and of the sample's guest"; \
-		(cd guest_sdk && go vet ./... && go test ./...) && \
-		(cd samples/process_csv/guest && go vet ./... && go test ./...); \
+		echo "go vet and go test of guest_sdk and of the samples' guests"; \
+		for folder in guest_sdk samples/process_csv/guest samples/fastapi_orders/guest; do \
+			(cd $$folder && go vet ./... && go test ./...) || exit 1; \
+		done; \
 	else \
 		echo "Go is not on this machine: guest_sdk was not checked."; \
 	fi

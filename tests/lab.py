@@ -23,7 +23,6 @@ from wasman_host.store import (
     Change,
     DirectoryBackend,
     Key,
-    Lost,
     MemoryStore,
     ObjectStore,
     SqliteStore,
@@ -31,11 +30,10 @@ from wasman_host.store import (
     Step,
     Store,
     Stored,
-    Unread,
-    Won,
 )
 from wasman_host.store.heads import decode_head, word
 from wasman_host.streams import StreamTypes, identify_file
+from wasman_sdk.testing import Fault, FaultyStore, How, Point
 
 __all__ = [
     "AT_ONCE",
@@ -43,7 +41,6 @@ __all__ = [
     "Cell",
     "DirectoryLab",
     "DiskLab",
-    "Dying",
     "Handler",
     "Lab",
     "Ledger",
@@ -97,41 +94,6 @@ class Ledger:
     @property
     def requests(self) -> Sequence[bytes]:
         return [request for *_, request in self.rows]
-
-
-class Dying:
-    """A store whose worker dies at its n-th commit of an instance, before or after the commit is passed on.
-
-    Args:
-        store: The store behind it.
-        at: Which commit, from 1; 0 for none.
-        after: Whether the commit is durable when the worker dies.
-        matching: Which commits are counted.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        at: int = 0,
-        *,
-        after: bool = False,
-        matching: Callable[[Change | Step], bool] = lambda _: True,
-    ) -> None:
-        self.store, self.at, self.after, self.matching = store, at, after, matching
-        self.count = 0
-        self.die: Callable[[], None] = lambda: None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
-
-    async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
-        self.count += sum(map(self.matching, changes))
-        if self.at and self.count >= self.at:
-            if self.after and self.count == self.at:
-                await self.store.commit(changes)
-            self.die()
-            await anyio.sleep_forever()
-        return await self.store.commit(changes)
 
 
 @define
@@ -269,8 +231,9 @@ class Lab:
     ) -> None:
         """A worker works until its `at`-th commit, or until `when`, and dies then."""
         store = await self.handle()
-        dying = Dying(store, at, after=after, matching=matching)
-        engine = Engine(cast("Store", dying), {one.name: one for one in activities}, streams=streams)
+        fault = Fault(Point("commit", at), How.DIES_AFTER if after else How.DIES_BEFORE) if at else None
+        dying = FaultyStore(store, fault, counting=lambda name, given: name != "commit" or any(map(matching, given[0])))
+        engine = Engine(dying.as_store, {one.name: one for one in activities}, streams=streams)
         engine._modules = COMPILED
         with anyio.fail_after(PATIENCE), anyio.CancelScope() as scope:
             dying.die = scope.cancel

@@ -75,6 +75,7 @@ class Guest:
 
 
 GUESTS = (
+    Guest("samples/fastapi_orders/order.wasm", "samples/fastapi_orders/guest", "tinygo", TINYGO_REACTOR),
     Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO_REACTOR),
     Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO_REACTOR),
     Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO_REACTOR),

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.instance import Instance
+    from wasman_host.progress import ProgressCallback
     from wasman_host.record import Limits, StreamSpec
     from wasman_sdk._handle import WorkflowHandle
     from wasman_sdk._retry import RetryPolicy
@@ -78,6 +79,7 @@ class RunnerOptions(TypedDict, total=False):
     upload_handler: UploadHandler | None
     session: Session | None
     streams: Sequence[type[Source | Sink]]
+    on_progress: ProgressCallback | None
     resume: Literal["replay", "checkpoint"]
     limits: Limits | None
     keep_alive: bool
@@ -115,6 +117,7 @@ class Runner:
         upload_handler: UploadHandler | None = None,
         session: Session | None = None,
         streams: Sequence[type[Source | Sink]] = (),
+        on_progress: ProgressCallback | None = None,
         resume: Literal["replay", "checkpoint"] = "replay",
         limits: Limits | None = None,
         keep_alive: bool = False,
@@ -143,6 +146,7 @@ class Runner:
                 what is large goes to a `session` with a sink.
             session: Sources and sinks instead of handlers, and what activities may want to know.
             streams: Classes of sources and sinks of the application's own.
+            on_progress: As of `Worker`.
             resume: How the guest comes back; see `Workflow`.
             limits: What it may use; a blocked run that is taken up again gets these.
             keep_alive: Keep the worker between the runs inside of `async with runner:`.
@@ -168,7 +172,8 @@ class Runner:
         self._download, self._upload = download_handler, upload_handler
         self._session = session
         self._streams = tuple(streams)
-        stream_types(self._streams)  # so that a mistake shows where it was made
+        self._on_progress = on_progress
+        stream_types(self._streams, on_progress=on_progress)  # so that a mistake shows where it was made
         self._resume: Literal["replay", "checkpoint"] = resume
         self._limits = limits
         self._keep_alive = keep_alive
@@ -263,7 +268,7 @@ class Runner:
             return
         assert self._tasks is not None, "the runner is open"
         threads = Threads(self._threads)
-        types = stream_types(self._streams, self._resources)
+        types = stream_types(self._streams, self._resources, self._on_progress)
         if self._download is not None:
             handler = self._download
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from wasman_host.errors import InvalidArgumentError
+from wasman_sdk._secret import refuse_secrets
 from wasman_sdk._streams import Source, Stream
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ __all__ = ["Session", "bind"]
 class Session(BaseModel):
     """How an instance is bound to the outside world; fields of type `Source` and `Sink` of a subclass are its streams.
 
-    It is stored as it is: keep secrets out of it, and give what finds them instead (the name of an environment
-    variable).
+    It is stored as it is, so one that holds a secret, or what looks like one, is refused at the start: give a `Secret`
+    instead, which says where it is found.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
@@ -29,8 +30,9 @@ async def bind(session: Session) -> tuple[Session, dict[str, StreamSpec], dict[s
     """The session as it is stored, its sources and its sinks.
 
     Raises:
-        InvalidArgumentError: A source or sink cannot be used.
+        InvalidArgumentError: A source or sink cannot be used, or it holds a secret.
     """
+    refuse_secrets(session)
     bound: dict[str, Stream] = {}
     sources: dict[str, StreamSpec] = {}
     sinks: dict[str, StreamSpec] = {}

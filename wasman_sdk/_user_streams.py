@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ from wasman_sdk._validation import first_problem
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from wasman_host.progress import ProgressCallback
     from wasman_host.record import StreamSpec
     from wasman_host.streams import StreamTypes
 
@@ -55,13 +57,23 @@ class StreamContext:
         return found[0]
 
 
-def stream_types(classes: Sequence[type[Source | Sink]] = (), resources: Sequence[object] = ()) -> StreamTypes:
+def stream_types(
+    classes: Sequence[type[Source | Sink]] = (),
+    resources: Sequence[object] = (),
+    on_progress: ProgressCallback | None = None,
+) -> StreamTypes:
     """The types that a worker knows, with those of its application.
 
     Raises:
-        InvalidArgumentError: A class is no source or sink, has no tag or that of another one, or cannot be opened.
+        InvalidArgumentError: A class is no source or sink, has no tag or that of another one, or cannot be opened; or
+            progress cannot be told.
     """
     types = known_types()
+    listener: Any = on_progress
+    if listener is not None and (not callable(listener) or inspect.iscoroutinefunction(listener)):
+        message = f"on_progress is a plain function, which nobody awaits, and is called often; not {listener!r}"
+        raise InvalidArgumentError(message)
+    types.progress = on_progress
     given: Sequence[Any] = classes
     for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Source | Sink):

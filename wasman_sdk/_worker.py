@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.progress import ProgressCallback
     from wasman_sdk._handlers import FallbackHandler
     from wasman_sdk._streams import Sink, Source
     from wasman_sdk._workflow import Workflow
@@ -60,6 +61,7 @@ class Worker:
         fallback_retry: RetryPolicy | None = None,
         resources: Sequence[object] | Callable[[], Lifespan] = (),
         streams: Sequence[type[Source | Sink]] = (),
+        on_progress: ProgressCallback | None = None,
         interceptors: Sequence[WorkerInterceptor] = (),
         queues: Sequence[str] = ("default",),
         max_instances: int = 10_000,
@@ -85,6 +87,9 @@ class Worker:
                 async or not, which gives them (one, or a list): it is entered before the first call and left after the
                 last, each time that the worker is.
             streams: Classes of sources and sinks of the application's own; see `Source` and `Sink`.
+            on_progress: Called as `on_progress(workflow id, field of the session, "download" or "upload", bytes so far,
+                bytes in all or None)`, every half second while bytes pass, and at the end. A plain function, on the
+                event loop: it must be quick. What it raises is logged, and hurts nothing.
             interceptors: What is put around each attempt of an activity, the first outermost.
             queues: Task queues to serve.
             max_instances: How many instances live here at once, in memory or evicted.
@@ -128,7 +133,8 @@ class Worker:
         self._tasks: TaskGroup | None = None
         self._in_order = False
         # Looked at now, so that a mistake shows where it was made and not when the worker starts.
-        stream_types(self._streams)
+        self._on_progress = on_progress
+        stream_types(self._streams, on_progress=on_progress)
         if not callable(self._resources):
             self._definitions(self._resources)
         self._stack = contextlib.AsyncExitStack()
@@ -177,7 +183,7 @@ class Worker:
             engine = Engine(
                 self.client.store,
                 activities,
-                streams=stream_types(self._streams, resources),
+                streams=stream_types(self._streams, resources, self._on_progress),
                 queues=self._queues,
                 max_instances=self._max_instances,
                 lease=self._lease,

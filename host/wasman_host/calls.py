@@ -105,16 +105,18 @@ class Pulse:
         at: When it last did, by the monotonic clock.
         details: What its last heartbeat with details said, as JSON.
         kept: Those details that are durable.
+        due: When the next ones may be made durable, by the monotonic clock.
         keeping: Whether a task sees to it that they are.
         over: Set when the attempt is.
     """
 
-    __slots__ = ("at", "details", "keeping", "kept", "over")
+    __slots__ = ("at", "details", "due", "keeping", "kept", "over")
 
     def __init__(self) -> None:
         self.at = time.monotonic()
         self.details: bytes | None = None
         self.kept: bytes | None = None
+        self.due = 0.0
         self.keeping = False
         self.over = threading.Event()
 
@@ -421,18 +423,20 @@ class Calls:
         run, machine = self._run, self._run.machine
 
         async def keep() -> None:
-            while self._call is call:
+            while True:
+                await anyio.sleep(max(0.0, pulse.due - time.monotonic()))
                 details = pulse.details
-                if details == pulse.kept:
-                    pulse.keeping = False
-                    if pulse.details is details:  # else one has come in between, which saw that somebody keeps it
-                        return
-                    pulse.keeping = True
-                    continue
+                if self._call is not call:
+                    return
                 said = json.loads(details or b"[]")
                 if await run.commit_beside(partial(machine.heartbeat, call.operation, call.name, call.attempt, said)):
                     pulse.kept = details
-                await anyio.sleep(_KEPT)
+                pulse.due = time.monotonic() + _KEPT
+                pulse.keeping = False
+                # One that came in between has seen that somebody keeps it.
+                if pulse.details == pulse.kept or self._call is not call:
+                    return
+                pulse.keeping = True
 
         run.beside(keep)
 

@@ -9,6 +9,7 @@ from isal import isal_zlib
 from pydantic_core import to_json
 
 from wasman_host.errors import BlockedError, StreamError
+from wasman_host.progress import Meter
 from wasman_host.record import Publishing
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class SessionStreams:
         require_lease: Raises where this worker may no longer write.
     """
 
-    __slots__ = ("_require_lease", "_sink", "_source", "_types", "token")
+    __slots__ = ("_meter", "_require_lease", "_sink", "_source", "_types", "token")
 
     def __init__(self, types: StreamTypes, require_lease: Callable[[], None]) -> None:
         self._types = types
         self._require_lease = require_lease
         self._source: SourceReader | None = None
         self._sink: SinkWriter | None = None
+        self._meter: Meter | None = None
         self.token: Mapping[str, Any] | None = None  # of the snapshot that the guest was restored from, or the newest
 
     def now(self, machine: Machine, view: memoryview, *, upload: bool) -> int | None:
@@ -65,13 +67,34 @@ class SessionStreams:
         count = source.read_now(machine.read, view)
         if count is not None:
             machine.read += count
+            if self._types.progress is not None:
+                self._tell_download(machine, last=count < len(view))
         return count
 
-    @staticmethod
-    def _uploaded(machine: Machine, view: memoryview) -> int:
+    def _uploaded(self, machine: Machine, view: memoryview) -> int:
         machine.crc = isal_zlib.crc32(view, machine.crc)
         machine.written += len(view)
+        if self._types.progress is not None:
+            self._tell_upload(machine)
         return len(view)
+
+    def _tell_download(self, machine: Machine, *, last: bool) -> None:
+        name, meter = _only(machine.pinned.sources, "download"), self._metered(machine)
+        if name is not None and meter is not None and self._source is not None:
+            meter.moved(name, "download", machine.read, machine.read if last else self._source.length, last=last)
+
+    def _tell_upload(self, machine: Machine, *, last: bool = False) -> None:
+        name, meter = _only(machine.pinned.sinks, "upload"), self._metered(machine)
+        if name is not None and meter is not None:
+            meter.moved(name, "upload", machine.written, machine.written if last else None, last=last)
+
+    def _metered(self, machine: Machine) -> Meter | None:
+        """Who tells of progress; None where nobody listens, or the guest repeats its past."""
+        if self._types.progress is None or machine.replaying:
+            return None
+        if self._meter is None:
+            self._meter = Meter(self._types.progress, machine.id)
+        return self._meter
 
     async def download(self, machine: Machine, view: memoryview) -> int | None:
         """Fill `view` from the source; how many bytes, or None where the session has no such source."""
@@ -85,6 +108,7 @@ class SessionStreams:
         if count is None:
             count = await self._source.read_into(machine.read, view)
         machine.read += count
+        self._tell_download(machine, last=count < len(view))
         return count
 
     async def upload(self, machine: Machine, view: memoryview) -> int | None:
@@ -122,6 +146,7 @@ class SessionStreams:
         sink = await self._opened_sink(machine, name)
         length = machine.written
         digest, token = await sink.finish(length)
+        self._tell_upload(machine, last=True)
         return Publishing({name: (length, digest, _bounded(token, name))})
 
     async def publish(self, machine: Machine) -> None:

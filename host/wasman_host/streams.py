@@ -23,6 +23,7 @@ import anyio.to_thread
 from attrs import define, field
 
 from wasman_host.errors import SourceChangedError, StreamError
+from wasman_host.progress import ProgressCallback
 from wasman_host.record import StreamSpec
 
 __all__ = ["FileSink", "FileSource", "SinkWriter", "SourceReader", "StreamTypes", "identify_file"]
@@ -122,10 +123,12 @@ class StreamTypes:
     Attributes:
         sources: tag -> opener(spec).
         sinks: tag -> opener(spec, run, token of the last snapshot or None).
+        progress: Who is told how far they are, or None.
     """
 
     sources: dict[str, Callable[[StreamSpec], Awaitable[SourceReader]]] = field(factory=dict)
     sinks: dict[str, Callable[[StreamSpec, str, Mapping[str, Any] | None], Awaitable[SinkWriter]]] = field(factory=dict)
+    progress: ProgressCallback | None = None
 
     async def open_source(self, spec: StreamSpec) -> SourceReader:
         """Open a source. Raises `StreamError` for an unknown type and what the type's opener raises."""

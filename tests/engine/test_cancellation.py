@@ -261,10 +261,11 @@ async def test_one_that_comes_too_late_is_listed_as_undelivered(any_lab: Lab, sa
 
 
 async def test_a_second_one_disturbs_nobody(lab: Lab) -> None:
-    work, tidies = Work(), anyio.Event()
+    work, tidies, tidied = Work(), anyio.Event(), list[int]()
     key = Key("default", "w")
 
     async def tidy(call: ActivityCall) -> bytes:
+        tidied.append(call.attempt)
         tidies.set()
         await anyio.sleep(0.6)  # the worker looks at its mail meanwhile
         return call.request
@@ -284,6 +285,7 @@ async def test_a_second_one_disturbs_nobody(lab: Lab) -> None:
     assert record.undelivered == (("another", "cancel"),)
     assert record.cancel is not None
     assert record.cancel.reason == "changed my mind"
+    assert tidied == [1]
 
 
 async def test_a_pending_one_is_undelivered_when_the_guest_ends_without_a_call(any_lab: Lab) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from tests import wat
 from tests.lab import AT_ONCE, Lab, answers
+from wasman_host import control
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
 from wasman_host.record import OpenOperation
 from wasman_host.slots import Slots
@@ -132,15 +133,23 @@ async def test_a_heartbeat_without_details_writes_nothing(lab: Lab) -> None:
     assert version[0] == version[1]
 
 
-async def test_the_answer_waits_for_a_heartbeat_that_is_being_written(any_lab: Lab) -> None:
+async def test_the_answer_waits_for_a_heartbeat_that_is_being_written(disk: Lab) -> None:
     # Both are commits of one version: had they been made at once, one would be lost, or taken for the other.
+    written: list[int] = []
+
     async def copies(call: ActivityCall) -> bytes:
+        [instance] = engine._live.values()
         call.attempts.heartbeat(call, b"[%d]" % call.operation)
-        await anyio.lowlevel.checkpoint()
+        while instance._beside is None:
+            await anyio.lowlevel.checkpoint()
+        written.append(call.operation)
         return b"%d" % call.operation
 
-    await any_lab.start(wat.script(*[wat.call("copies")] * 20))
-    assert await any_lab.complete(answers("copies", copies)) == list(range(20))
+    await disk.start(wat.script(*[wat.call("copies")] * 20))
+    async with disk.worker(answers("copies", copies)) as engine:
+        assert await disk.result() == written == list(range(20))
+    entries = await control.history(disk.store, (await disk.look()).stored)
+    assert [one.operation for entry in entries[1:] for one in entry.deliveries] == written
 
 
 async def test_a_heartbeat_of_an_attempt_that_is_over_changes_nothing(lab: Lab) -> None:

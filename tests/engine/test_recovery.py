@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 from tests import wat
-from tests.lab import COMPILED, Dying, Lab, Ledger, MemoryLab, SqliteLab, answers, sink, source
+from tests.lab import COMPILED, Lab, Ledger, MemoryLab, SqliteLab, answers, sink, source
 from wasman_host.activity import ActivityCall, Retry
 from wasman_host.control import Description
 from wasman_host.errors import (
@@ -30,6 +30,7 @@ from wasman_host.seal import Address, unseal
 from wasman_host.snapshot import decode_delta
 from wasman_host.store import Change, Status
 from wasman_host.streams import FileSink
+from wasman_sdk.testing import FaultyStore
 
 GUESTS = Path(__file__).parents[1] / "guests"
 
@@ -74,11 +75,13 @@ async def test_a_worker_may_die_at_any_commit(lab: MemoryLab, tmp_path: Path, *,
     (tmp_path / "in").write_bytes(data)
     module = wat.script(*steps(), reentrant=reentrant)
     sources = source(tmp_path / "in")
-    counted = Dying(lab.store)
+    counted = FaultyStore(lab.store)
     await lab.start(module, id="counted", sinks=sink(tmp_path / "counted"), sources=sources)
     await lab.complete(Ledger().activity(), id="counted", store=counted)
-    assert counted.count == (8 if reentrant else 6)  # three calls, the timer, two checkpoints, publishing, completed
-    for at in range(1, counted.count + 1):
+    assert counted.asked("commit") == (
+        8 if reentrant else 6
+    )  # three calls, the timer, two checkpoints, publishing, completed
+    for at in range(1, counted.asked("commit") + 1):
         ledger, out, name = Ledger(), tmp_path / f"out{at}", f"w{at}"
         await lab.start(module, id=name, sinks=sink(out), sources=sources)
         await lab.dies(ledger.activity(), at=at, after=after)
@@ -111,10 +114,10 @@ async def test_a_checkpoint_is_a_commit_where_anything_has_changed(
     def step(program: wat.Program) -> str:
         return f"(call $checkpoint) {between(program)} (call $checkpoint)"
 
-    counted = Dying(lab.store)
+    counted = FaultyStore(lab.store)
     await lab.start(wat.script(step, reentrant=True))
     await lab.complete(store=counted)
-    assert counted.count == commits
+    assert counted.asked("commit") == commits
 
 
 async def test_a_killed_pair_of_workers_over_one_file(disk: SqliteLab) -> None:

@@ -76,9 +76,14 @@ async def test_places_are_given_back_however_a_call_ends(anyio_backend: str) -> 
 
     with pytest.raises(OSError, match="no"):
         await threads.run(fails)
-    with anyio.CancelScope() as scope:  # before its thread begins
-        scope.cancel()
-        await threads.run(lambda: None)
+    for turns in range(6):  # one of them before its thread begins
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(threads.run, lambda: None)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(10):
+            await threads.run(lambda: None)
     ended = threading.Event()
     began = threading.Event()
 

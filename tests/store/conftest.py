@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.settings import Clock, Setting, database, directory
-from wasman_host.store import MemoryStore, SqliteStore, Store
+from wasman_host.store import MemoryStore, SkippingStore, SqliteStore, Store
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -12,12 +12,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["sqlite", "memory", "directory"])
+@pytest.fixture(params=["sqlite", "memory", "skipping", "directory"])
 async def setting(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[Setting]:
     del anyio_backend  # the loop that the stores belong to
     clock = Clock()
     if request.param == "memory":
         store: Store = MemoryStore(clock=clock)
+        other = store
+    elif request.param == "skipping":
+        store = skipping = SkippingStore(clock.time)
+        skipping._clock = skipping._lease_clock = clock  # moved by the tests, not by what instances wait for
         other = store
     elif request.param == "directory":
         store, other = (directory(tmp_path, clock=clock) for _ in range(2))

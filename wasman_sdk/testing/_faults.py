@@ -86,12 +86,19 @@ class FaultyStore:
         seen: Is called with the arguments of each operation that is passed on, before it is.
     """
 
-    def __init__(self, store: Store, fault: Fault | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fault: Fault | None = None,
+        *,
+        counting: Callable[[str, tuple[Any, ...]], bool] = lambda *_: True,
+    ) -> None:
         """Nothing has happened yet.
 
         Args:
             store: The store behind it.
             fault: What goes wrong, if anything does.
+            counting: Which operations are numbered, by name and arguments; the others are passed on. All by default.
         """
         self.store = store
         self.passed: list[Point] = []
@@ -99,7 +106,12 @@ class FaultyStore:
         self.die: Callable[[], None] = lambda: None
         self.seen: Callable[[str, tuple[Any, ...]], None] = lambda *_: None
         self._fault = fault
+        self._counting = counting
         self._counts: Counter[str] = Counter()
+
+    def asked(self, operation: str) -> int:
+        """How often an operation was asked for, of those that are numbered."""
+        return self._counts[operation]
 
     @property
     def as_store(self) -> Store:
@@ -114,6 +126,9 @@ class FaultyStore:
         async def numbered(*given: Any, **named: Any) -> Any:
             if self.dead:  # a task that has not felt it yet
                 await anyio.sleep_forever()
+            if not self._counting(name, given):
+                self.seen(name, given)
+                return await method(*given, **named)
             self._counts[name] += 1
             point = Point(name, self._counts[name])
             self.passed.append(point)

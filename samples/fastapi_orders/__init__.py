@@ -1,0 +1,1 @@
+"""An HTTP API whose orders survive its process."""
