@@ -23,6 +23,7 @@ from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
+from wasman_host.record import OpenOperation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -125,15 +126,20 @@ _making = threading.Lock()
 
 
 class Calls:
-    """Answers one guest's `host_call_api` where it names an activity."""
+    """Answers one guest's `host_call_api` where it names an activity.
 
-    __slots__ = ("_call", "_pulse", "_repeated", "_run")
+    Attributes:
+        cut: The last attempt that has ended, or was given up, and what its heartbeats said; None where none did.
+    """
+
+    __slots__ = ("_call", "_pulse", "_repeated", "_run", "cut")
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._repeated = 0
         self._call: ActivityCall | None = None  # the attempt that is under way
         self._pulse: Pulse | None = None  # that attempt's
+        self.cut: OpenOperation | None = None
 
     async def answer(self, guest: Guest, call: abi_v0.Call) -> int:
         """What the call returns: the response's length, -1 for a failure, -2 for a response larger than its place."""
@@ -443,11 +449,15 @@ class Calls:
     def _ended(self) -> list[object] | None:
         """The attempt is over; what its last heartbeat said, if it did."""
         with _making:
-            pulse, self._pulse, self._call = self._pulse, None, None
+            call, pulse, self._pulse, self._call = self._call, self._pulse, None, None
         if pulse is None:
             return None
         pulse.over.set()
-        return None if pulse.details is None else list(json.loads(pulse.details))
+        if pulse.details is None or call is None:
+            return None
+        said: list[object] = json.loads(pulse.details)
+        self.cut = OpenOperation(call.operation, "call", call.name, call.attempt, heartbeat=said)
+        return said
 
 
 def respond(guest: Guest, call: abi_v0.Call, data: bytes) -> int:
