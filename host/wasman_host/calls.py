@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -205,12 +205,7 @@ class Calls:
     async def _perform(self, number: int, call: abi_v0.Call) -> Delivery:
         """Call the activity until it succeeds, fails for good, or runs out of attempts."""
         run, machine = self._run, self._run.machine
-        definition = run.activity(call.name)
-        if definition is None:
-            reason = f"activity {call.name!r} is registered with no worker that has seen it; start one that has it"
-            run.report("waiting", logging.WARNING, f"{run.key} waits: {reason}", activity=call.name, reason=reason)
-            await run.commit(machine.waits(number, call.name, reason, run.now() + int(_UNREGISTERED * 1e9)))
-            raise GivenUp
+        definition = run.activity(call.name) or await self._unregistered(number, call.name)
         most = definition.retry.maximum_attempts
         attempt = machine.attempts(number) + 1
         known = machine.open_operation(number)
@@ -239,6 +234,9 @@ class Calls:
                     response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
                     failed = failed_by(error, call.name, attempt)
+                except BaseException:
+                    self._report("activity_cancelled", call.name, attempt)
+                    raise
                 else:
                     self._check_response(call, response)
                     self._report("activity_completed", call.name, attempt)
@@ -257,6 +255,14 @@ class Calls:
             await run.commit(machine.backoff(number, call.name, failure, retry_at, said))
             known = machine.open_operation(number)
             attempt += 1
+
+    async def _unregistered(self, number: int, name: str) -> NoReturn:
+        """Nobody here has the activity: the instance is given up for a while, for whoever has it."""
+        run, machine = self._run, self._run.machine
+        reason = f"activity {name!r} is registered with no worker that has seen it; start one that has it"
+        run.report("waiting", logging.WARNING, f"{run.key} waits: {reason}", activity=name, reason=reason)
+        await run.commit(machine.waits(number, name, reason, run.now() + int(_UNREGISTERED * 1e9)))
+        raise GivenUp
 
     def _retry_at(self, definition: ActivityDefinition, failed: Failed, attempt: int) -> int | None:
         """When the next attempt begins, ns since 1970, or None where there is none."""
