@@ -177,7 +177,7 @@ def run_page(page: str, source: str, folder: Path, *, root: Path = ROOT, timeout
             [sys.executable, "-W", "error", __file__, str(outcomes)],
             input=json.dumps([attrs.asdict(step) for step in steps]),
             cwd=folder,
-            env={**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONUTF8": "1"},
+            env={**os.environ, "PATH": path, "CHECKOUT": str(root), "COLUMNS": "120", "NO_COLOR": "1", "PYTHONUTF8": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
