@@ -80,6 +80,7 @@ check: env
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m tools.check_types
 	$(VENV)/bin/python tools/check_text.py
 	@if command -v go >/dev/null; then \
 		echo "go vet and go test of guest_sdk and of the samples' guests"; \
@@ -133,6 +134,7 @@ lock: env
 	$(UV) --group dev --extra http --extra trio pyproject.toml --output-file requirements/dev.txt
 	$(UV) --no-deps requirements/demo.in --output-file requirements/demo.txt
 	$(UV) requirements/peers.in --output-file requirements/peers.txt
+	$(UV) requirements/types.in --output-file requirements/types.txt
 	@if command -v npm >/dev/null; then \
 		(cd benchmarks/peers && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund); \
 	else \

@@ -67,7 +67,7 @@ class Client:
         self.store = store
         self.tenant = tenant
         self._interceptors = checked(interceptors, ClientInterceptor)
-        self.is_open = False
+        self.is_open: bool = False
         self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 
