@@ -66,20 +66,13 @@ endif
 	$(VENV)/bin/python -m pytest
 	@echo "and what restores memories, where pages are compared instead of mapped:"
 	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
-	@set -e; \
-	pythons=$$($(SETUP) --each); \
-	for python in $$pythons; do \
-		if [ "$$python" != $(VENV)/bin/python ]; then \
-			echo "$$python -m pytest -q -m 'not once'"; \
-			"$$python" -m pytest -q -m "not once"; \
-		fi; \
-	done; \
-	echo "Tested on Python" $$(for python in $$pythons; do "$$python" -c 'import platform; print(platform.python_version())'; done)
+	$(VENV)/bin/python tools/test_others.py $$($(SETUP) --each)
 
 check: env
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m tools.check_types
 	$(VENV)/bin/python tools/check_text.py
 	@if command -v go >/dev/null; then \
 		echo "go vet and go test of guest_sdk and of the samples' guests"; \
@@ -133,6 +126,7 @@ lock: env
 	$(UV) --group dev --extra http --extra trio pyproject.toml --output-file requirements/dev.txt
 	$(UV) --no-deps requirements/demo.in --output-file requirements/demo.txt
 	$(UV) requirements/peers.in --output-file requirements/peers.txt
+	$(UV) requirements/types.in --output-file requirements/types.txt
 	@if command -v npm >/dev/null; then \
 		(cd benchmarks/peers && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund); \
 	else \

@@ -20,12 +20,14 @@ from benchmarks import (
     durable_call,
     flights,
     growth,
+    importing,
     listing,
     many_at_once,
     pages,
     parked,
     process_start,
     restore,
+    sdk_overhead,
     streams,
     takeover,
     waking,
@@ -54,6 +56,8 @@ def main() -> int:
         waking.measure(),
         code_cache.measure(),
         process_start.measure(),
+        importing.measure(),
+        sdk_overhead.measure(),
         *streams.measure(),
     ]
     if _FLIGHTS.exists():

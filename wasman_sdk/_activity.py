@@ -16,6 +16,8 @@ from wasman_sdk._signature import Signature, owner_of, signature_of
 if TYPE_CHECKING:
     from types import FrameType
 
+    from wasman_sdk._attempt import ActivityInfo, ActivityLogger
+
 __all__ = ["MARK", "Registered", "activity"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,14 +130,14 @@ class _Activity:
 
         return register if function is None else register(function)
 
-    info = staticmethod(_attempt.info)
-    heartbeat = staticmethod(_attempt.heartbeat)
-    is_cancelled = staticmethod(_attempt.is_cancelled)
-    wait_for_cancelled_sync = staticmethod(_attempt.wait_for_cancelled_sync)
-    logger = _attempt.activity_logger
+    info: staticmethod[[], ActivityInfo] = staticmethod(_attempt.info)
+    heartbeat: staticmethod[..., None] = staticmethod(_attempt.heartbeat)
+    is_cancelled: staticmethod[[], bool] = staticmethod(_attempt.is_cancelled)
+    wait_for_cancelled_sync: staticmethod[..., bool] = staticmethod(_attempt.wait_for_cancelled_sync)
+    logger: ActivityLogger = _attempt.activity_logger
 
 
-activity = _Activity()
+activity: _Activity = _Activity()
 
 
 def _visible(frame: FrameType | None, qualified: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Client:
         self.tenant = tenant
         self._interceptors = checked(interceptors, ClientInterceptor)
         self.codec = checked_codec(codec)
-        self.is_open = False
+        self.is_open: bool = False
         self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 

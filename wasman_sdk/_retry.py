@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +24,7 @@ class RetryPolicy(BaseModel):
         non_retryable_error_types: Names of errors for which another attempt cannot help.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     initial_interval: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(0))
     backoff_coefficient: float = Field(default=2.0, ge=1.0)

@@ -163,7 +163,7 @@ class Runner:
         if arguments and input is not None:
             message = "a runner has arguments for its entry or an input for its guest, not both"
             raise InvalidArgumentError(message)
-        self.crashed = False
+        self.crashed: bool = False
         self._module, self._entrypoint = module, entrypoint
         self._id = session_id
         self._given = list(arguments) if arguments else input

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +23,7 @@ class Session(BaseModel):
     instead, which says where it is found.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
 
 async def bind(session: Session) -> tuple[Session, dict[str, StreamSpec], dict[str, StreamSpec]]:

@@ -43,7 +43,9 @@ class Stream(BaseModel):
         type_tag: How it is named in what is stored: it must never change.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     type_tag: ClassVar[str] = ""
 

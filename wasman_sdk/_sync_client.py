@@ -43,8 +43,8 @@ class SyncWorkflowHandle(Generic[Out]):
 
     def __init__(self, handle: WorkflowHandle[Out], portal: Callable[[], anyio.from_thread.BlockingPortal]) -> None:
         """Made by the client."""
-        self.id = handle.id
-        self.run_id = handle.run_id
+        self.id: str = handle.id
+        self.run_id: str | None = handle.run_id
         self._handle, self._portal = handle, portal
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class SyncClient:
     """A `Client` for code without an event loop: `with SyncClient.connect("sqlite:///wasman.db") as client`.
 
     Its methods block, and may be called from any thread. They are those of `Client`, but for `over`: an open store
-    belongs to the event loop in which it was opened.
+    belongs to the event loop in which it was opened. Interceptors run in the client's own event loop.
     """
 
     def __init__(self, client: Client) -> None:
@@ -97,7 +97,7 @@ class SyncClient:
         interceptors: Sequence[ClientInterceptor] = (),
         codec: PayloadCodec | None = None,
     ) -> SyncClient:
-        """As `Client.connect`; interceptors run in the client's own event loop."""
+        """As `Client.connect`."""
         return cls(Client.connect(url, tenant=tenant, interceptors=interceptors, codec=codec))
 
     def __repr__(self) -> str:

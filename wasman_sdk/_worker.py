@@ -111,8 +111,8 @@ class Worker:
             InvalidArgumentError: An activity, the fallback or a class of streams cannot be used, or a limit makes no
                 sense.
         """
-        self.client = Client.connect(client) if isinstance(client, str) else client
-        self.workflows = tuple(workflows)
+        self.client: Client = Client.connect(client) if isinstance(client, str) else client
+        self.workflows: tuple[Workflow[Any, Any], ...] = tuple(workflows)
         self._interceptors = checked(interceptors, WorkerInterceptor)
         self._queues = tuple(queues)
         self._max_instances = max_instances

@@ -62,7 +62,7 @@ class Workflow(Generic[In, Out]):
         self.output_type = output_type
         self.entry = entry
         self.resume = resume
-        self.limits = limits or Limits()
+        self.limits: Limits = limits or Limits()
         self._module = bytes(module) if isinstance(module, bytearray) else module
         self._input: TypeAdapter[In] = TypeAdapter(input_type)
         self.output: TypeAdapter[Out] = TypeAdapter(output_type)

@@ -17,7 +17,7 @@ from wasman_host.store.protocol import Change, Columns, Key, Status, Won
 if TYPE_CHECKING:
     from wasman_host.store.protocol import Store, Stored
 
-__all__ = ["Deployment", "deploy", "deployed"]
+__all__ = ["Deployment", "deploy", "deployed", "module_of"]
 
 
 @frozen
@@ -55,6 +55,11 @@ def _open_name(stored: Stored) -> Deployment:
 def _read_name(key: Key, run: str, record: bytes) -> Deployment:
     fields = json.loads(unseal(Address(key.tenant, key.id, run, "name"), record))
     return Deployment(fields["module"], fields["entry"], tuple(fields["params"]), fields["resume"])
+
+
+async def module_of(store: Store, digest: str) -> bytes:
+    """The bytes of a module that a name, or a run, points at. Raises `CorruptSnapshotError` where it is not there."""
+    return unseal(Address("", "", "", "module", digest), await store.module(digest))
 
 
 async def deploy(

@@ -2,6 +2,8 @@
 
 import json
 import resource
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -320,6 +322,17 @@ def test_inspect_tells_what_a_module_is_and_how_it_comes_back(command: Command) 
         assert line in text
 
 
+def test_inspect_reads_what_is_deployed(command: Command) -> None:
+    guest("flow.wasm", wat.call("note"))
+    command("deploy", "flow", "--module", "flow.wasm", "--resume", "checkpoint")
+    found = command("inspect", "flow", "--deployed", "--json").json
+    assert found["digest"] == command("inspect", "flow.wasm", "--json").json["digest"]
+    assert found["comeback"]["how"] == "checkpoint"
+    refused = command("inspect", "none", "--deployed")
+    assert refused == Outcome(4, "", "wasman: no workflow is deployed under the name 'none'\n")
+    assert command("inspect", "flow", "--deployed", "--store", "sqlite:///none.db").code == 4
+
+
 def test_inspect_says_why_a_module_is_replayed(command: Command) -> None:
     guest("plain.wasm", wat.call("note"))
     guest("starts.wasm", wat.time(), init="(call $checkpoint)")
@@ -339,12 +352,13 @@ def test_inspect_says_why_a_module_is_replayed(command: Command) -> None:
 
 def test_inspect_shows_what_it_can_of_a_module_that_cannot_be_run(command: Command) -> None:
     imports = '(import "env" "checkpoint" (func (param i32))) (import "js" "alert" (func))'
-    wrong = f'(module {imports} (memory (export "memory") 1))'
+    wrong = f'(module {imports} (import "js" "t" (table 1 funcref)) (memory (export "memory") 1))'
     Path("wrong.wasm").write_bytes(wat2wasm(wrong))
     refused = command("inspect", "wrong.wasm")
     assert refused.code == 2
     assert "env.checkpoint  (i32) -> ()  not provided so" in refused.out
     assert "js.alert        () -> ()     not provided so" in refused.out
+    assert "js.t            table        not provided so" in refused.out
     assert refused.err.startswith("wasman: module 'wrong.wasm' imports env.checkpoint as (i32) -> ()")
     Path("none.wasm").write_bytes(b"\0asm\1\0\0\0")
     assert command("inspect", "none.wasm").err == (
@@ -436,3 +450,19 @@ def test_doctor_names_a_folder_that_cannot_be_written(command: Command, monkeypa
     outcome = command("doctor", "--store", "sqlite:///wasman.db")
     assert outcome.code == 1
     assert "is not writable" in outcome.out
+
+
+# Signals
+
+
+def test_result_is_left_by_a_signal(command: Command) -> None:
+    guest("flow.wasm", wat.time())
+    command("deploy", "flow", "--module", "flow.wasm")
+    command("start", "flow", "--id", "w", "--start-delay", "1d")
+    words = [sys.executable, "-m", "wasman_sdk", "result", "w"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline().startswith("wasman: w is waiting: begins at ")
+        child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == 130

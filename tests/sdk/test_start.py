@@ -1,6 +1,7 @@
 """How runs are started: ids that have a run already, timeouts, a delay, memo and search attributes."""
 
 import math
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -302,6 +303,49 @@ async def test_a_worker_begins_a_run_whose_predecessor_it_still_lives(
             go_on.set()
     assert (await first.describe()).status == "terminated"
     assert [event.kind for event in await first.history()] == ["start", "terminate"]
+
+
+async def test_runs_that_replace_each_other_while_a_worker_lives_them_are_all_whole(client: Client) -> None:
+    seed = random.randrange(10**9)
+    draw = random.Random(seed)
+    keys: list[str] = []
+
+    @activity
+    async def note(number: int) -> int:
+        keys.append(f"{activity.info().idempotency_key} {activity.info().attempt}")
+        await anyio.sleep(draw.random() * 0.004)
+        return number
+
+    steps = [wat.call("note", b"%d" % n) for n in range(4)]
+    workflow: Workflow[None, Any] = Workflow("steps", type(None), Any, module=wat.script(*steps))
+    handles: list[WorkflowHandle[Any]] = []
+
+    async def replace(times: int) -> None:
+        for _ in range(times):
+            handles.append(await client.start_workflow(workflow, None, id="w", id_conflict_policy="terminate_existing"))
+            await anyio.sleep(draw.random() * 0.02)
+
+    with anyio.fail_after(60):
+        async with Worker(client, workflows=[workflow], activities=[note]):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(replace, 8)
+            assert await client.get_handle("w").result() == [0, 1, 2, 3], seed
+    assert len({handle.run_id for handle in handles}) == 24, seed
+    ends = {str(handle.run_id): await handle.describe() for handle in handles}
+    assert {found.status for found in ends.values()} <= {"completed", "terminated"}, seed
+    for handle in handles:
+        events = await handle.history()  # which checks the chain of its log
+        answered = sum(event.kind == "result" for event in events)
+        assert answered == 4 if ends[str(handle.run_id)].status == "completed" else answered <= 4, seed
+        assert (events[-1].kind == "terminate") == (ends[str(handle.run_id)].status == "terminated"), seed
+    # Each run has the one before it, back to the first.
+    run, order = str((await client.get_handle("w").describe()).run_id), []
+    while run:
+        order.append(run)
+        run = ends[run].previous_run_id
+    assert sorted(order) == sorted(ends), seed
+    assert len(set(keys)) == len(keys), "no attempt was made twice"
 
 
 async def test_policies_that_are_none_or_exclude_each_other(client: Client) -> None:

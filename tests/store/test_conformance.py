@@ -886,7 +886,7 @@ async def test_listing_by_the_times_of_the_end_and_by_the_parent(setting: Settin
 @pytest.mark.parametrize("few", [1000, 4])
 async def test_a_listing_shows_what_the_rules_say(setting: Setting, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way the store goes to find it."""
-    monkeypatch.setattr("wasman_host.store.sqlite_listing._FEW", few)
+    monkeypatch.setattr("wasman_host.store.sqlite_rows._FEW", few)
     seed = random.randrange(10**9)
     draw = random.Random(seed)
     rows: list[Stored] = []

@@ -29,7 +29,7 @@ from wasman_host.errors import (
     StoreUnavailableError,
 )
 from wasman_host.store import Filter, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store, statements
-from wasman_host.store.sqlite import APPLICATION_ID, SCHEMA
+from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

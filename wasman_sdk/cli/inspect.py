@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import asdict
 
+from wasman_host.deployments import deployed as pointed_at
+from wasman_host.deployments import module_of
 from wasman_host.guest.inspection import inspect as inspected
-from wasman_sdk import Limits, Workflow
+from wasman_sdk import Limits, Workflow, WorkflowNotFoundError
 from wasman_sdk.cli.errors import USAGE, Refused
 from wasman_sdk.cli.objects import named
-from wasman_sdk.cli.options import json_option
+from wasman_sdk.cli.options import existing, json_option, over, store_option, tenant_option
 from wasman_sdk.cli.output import plain, print_fields, print_json, print_table
 from wasman_sdk.cli.waiting import progress
 
 if TYPE_CHECKING:
+    from wasman_host.deployments import Deployment
     from wasman_host.guest.inspection import Inspection
+    from wasman_sdk import Client
 
 __all__ = ["inspect"]
 
@@ -25,16 +29,20 @@ _PAGE = 65536
 
 
 @click.command()
-@click.argument("name", metavar="FILE|MODULE:ATTRIBUTE")
+@click.argument("name", metavar="FILE|MODULE:ATTRIBUTE|NAME")
+@click.option("--deployed", is_flag=True, help="The module that the workflow NAME points at in the store.")
 @click.option("--entry", default="", help="The export that a run calls. Default: run, else _start.")
 @json_option
-def inspect(name: str, entry: str, *, as_json: bool) -> None:
+@store_option
+@tenant_option
+def inspect(name: str, entry: str, store: str | None, tenant: str, *, deployed: bool, as_json: bool) -> None:
     """Show a module: imports, exports, memory, globals, custom sections, and how its runs come back, and why.
 
-    FILE is a compiled guest, MODULE:ATTRIBUTE a Workflow that has one. What the module initialises is run, with a fixed
-    clock, nothing else of it. Exit code 2 where it cannot be run; what can be told of it is shown all the same.
+    FILE is a compiled guest, MODULE:ATTRIBUTE a Workflow that has one, NAME with --deployed a workflow in the store.
+    What the module initialises is run, with a fixed clock, nothing else of it. Exit code 2 where it cannot be run; what
+    can be told of it is shown all the same.
     """
-    data, workflow = _module(name)
+    data, workflow = _deployed(name, existing(store, tenant)) if deployed else _module(name)
     resume, limits = ("replay", Limits()) if workflow is None else (workflow.resume, workflow.limits)
     if workflow is not None:
         entry = entry or workflow.entry
@@ -46,6 +54,18 @@ def inspect(name: str, entry: str, *, as_json: bool) -> None:
         _print(found)
     if found.problem:
         raise Refused(found.problem, USAGE)
+
+
+def _deployed(name: str, client: Client) -> tuple[bytes, Workflow[Any, Any]]:
+    async def found(client: Client) -> tuple[Deployment, bytes]:
+        there = await pointed_at(client.store, client.tenant, name)
+        if there is None:
+            raise WorkflowNotFoundError(f"no workflow is deployed under the name {name!r}")
+        return there, await module_of(client.store, there.module)
+
+    there, data = over(client, found)
+    resume: Any = there.resume
+    return data, Workflow(name, Any, Any, module=data, entry=there.entry, resume=resume)
 
 
 def _module(name: str) -> tuple[bytes, Workflow[Any, Any] | None]:

@@ -35,11 +35,12 @@ def cancel(id_: str, reason: str, run_id: str | None, store: str | None, tenant:
 @click.command()
 @click.argument("id_", metavar="ID")
 @click.option("--reason", required=True, help="Kept with the run.")
+@click.option("--run", "run_id", metavar="RUN", help="Only if this is its current run.")
 @store_option
 @tenant_option
-def terminate(id_: str, reason: str, store: str | None, tenant: str) -> None:
+def terminate(id_: str, reason: str, run_id: str | None, store: str | None, tenant: str) -> None:
     """End a run without asking its guest. It is durable when this returns; the next worker that sees it does it."""
-    over(existing(store, tenant), lambda client: client.get_handle(id_).terminate(reason))
+    over(existing(store, tenant), lambda client: client.get_handle(id_, run_id=run_id).terminate(reason))
     click.echo(f"{id_} is to be terminated, by the worker that has it or the next one that runs")
 
 

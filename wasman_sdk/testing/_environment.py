@@ -85,9 +85,9 @@ class WorkflowEnvironment:
         self._store = _Store(_nanoseconds(now), self._problem)
         self._activities = Activities(activities, worker.get("interceptors", ()), self._store.tell)
         self._activities.stuck = self._store.wake_watchers
-        self.crashes = 0
+        self.crashes: int = 0
         self.commits: list[str] = []
-        self.struck = 0
+        self.struck: int = 0
         self._workflows, self._faults, self._tenant = tuple(workflows), list(faults), tenant
         self._options = {
             "activities": activities,

@@ -106,6 +106,7 @@ class SkippingStore(MemoryStore):
         finally:
             if sleeper in self._sleepers:
                 self._sleepers.remove(sleeper)
+                self._something()
 
     @override
     def new_run(self, key: Key) -> str:
@@ -136,6 +137,7 @@ class SkippingStore(MemoryStore):
         finally:
             if answer in self._looking:
                 self._looking.remove(answer)
+                self._something()
 
     def wake_watchers(self) -> None:
         """Let everybody who waits for an instance look at it again."""
@@ -253,9 +255,9 @@ class SkippingStore(MemoryStore):
     async def _stays_quiet(self, moved: Answer[None]) -> bool:
         for _ in range(_TURNS):
             await checkpoint()
-            if moved.settled or not self._is_quiet():
+            if moved.settled:
                 return False
-        return True
+        return self._is_quiet()
 
     def _left(self, due: int) -> float:
         """Seconds until as much time has passed as `due` is away."""

@@ -13,12 +13,10 @@ data_version`, one read of shared memory, while somebody watches.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sqlite3
 import time
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +26,6 @@ from typing_extensions import override
 from wasman_host.errors import (
     CorruptSnapshotError,
     InvalidArgumentError,
-    StoreError,
-    StoreSchemaError,
     StoreUnavailableError,
 )
 from wasman_host.store import statements as sql
@@ -64,33 +60,22 @@ from wasman_host.store.rules import (
     step_verdict,
     verdict,
 )
-from wasman_host.store.sqlite_listing import count_rows, page_rows
+from wasman_host.store.sqlite_file import connected, explained, identity
+from wasman_host.store.sqlite_rows import count_rows, page_rows, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from wasman_host.store.protocol import Change, Filter
     from wasman_host.wake import Answer
 
-__all__ = ["APPLICATION_ID", "SCHEMA", "SqliteStore"]
+__all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 
-APPLICATION_ID = 0x77736D6E  # "wsmn"
-SCHEMA = 2
-
 _ROWS = 100_000  # instances whose row numbers are kept in mind
-_ADVICE = {
-    sqlite3.SQLITE_FULL: "is full: free some space on its disk",
-    sqlite3.SQLITE_READONLY: "is read-only: make the file and its folder writable for this user",
-    sqlite3.SQLITE_PERM: "must not be opened: give this user access to the file and its folder",
-    sqlite3.SQLITE_AUTH: "must not be opened: give this user access to the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened: its folder must exist and be writable, and it must be a file",
-    sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk",
-    sqlite3.SQLITE_NOMEM: "cannot be used for lack of memory",
-}
-
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
@@ -148,63 +133,8 @@ class SqliteStore(Store, Transactions):
             raise StoreUnavailableError(
                 f"this Python is linked to SQLite {sqlite3.sqlite_version}; a wasman store needs 3.37 or later"
             )
-        self._db = await self._patiently(self._connect)
-        self._file = self._identity()
-
-    def _connect(self) -> sqlite3.Connection:
-        mode = "ro" if self._read_only else "rwc"
-        # Nobody but this user reads what workflows carry; SQLite gives the files beside it the mode of this one.
-        if not self._read_only and self.path.parent.is_dir() and not self.path.exists():
-            try:
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            except OSError as error:
-                raise StoreUnavailableError(f"the store {self.path} cannot be made: {error.strerror}") from error
-        db = sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=0)
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        def pragma(name: str) -> int | str:
-            value: int | str = db.execute(f"pragma {name}").fetchone()[0]
-            return value
-
-        def empty() -> bool:
-            return pragma("application_id") == 0 and not db.execute("select 1 from sqlite_schema limit 1").fetchall()
-
-        if empty() and not self._read_only:
-            # First the write lock, then a second look: another process may be making the same store.
-            db.execute("begin immediate")
-            try:
-                if empty():
-                    for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
-                        db.execute(statement)
-                    db.execute(f"pragma application_id = {APPLICATION_ID}")
-                    db.execute(f"pragma user_version = {SCHEMA}")
-                db.execute("commit")
-            finally:
-                if db.in_transaction:
-                    db.execute("rollback")
-        if pragma("application_id") != APPLICATION_ID:
-            raise StoreSchemaError(f"{self.path} is the file of another program: give the store a file of its own")
-        if (schema := int(pragma("user_version"))) != SCHEMA:
-            advice = "a newer wasman has made it, so upgrade this one"
-            if schema < SCHEMA:
-                advice = "wasman had no release then, and none reads it; start with a new file"
-            raise StoreSchemaError(
-                f"the store {self.path} has schema {schema}, and this wasman knows {SCHEMA}: {advice}"
-            )
-        if (mode := pragma("journal_mode" if self._read_only else "journal_mode = wal")) != "wal":
-            raise StoreUnavailableError(
-                f"the store {self.path} cannot use a write-ahead log here (mode {mode!r}): move it to a local disk"
-            )
-        db.execute("pragma synchronous = full")
-        # On macOS an fsync without these does not reach the disk; elsewhere they mean nothing.
-        db.execute("pragma fullfsync = on")
-        db.execute("pragma checkpoint_fullfsync = on")
+        self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
+        self._file = identity(self._name)
 
     @override
     async def close(self) -> None:
@@ -228,35 +158,9 @@ class SqliteStore(Store, Transactions):
         value: int | str = self._connection.execute(f"pragma {name}").fetchone()[0]
         return value
 
-    # -- errors -------------------------------------------------------------------------------------------------------
-
     @override
     def explained(self, error: BaseException) -> BaseException:
-        """What to raise instead of an error of SQLite or of the operating system; anything else is itself."""
-        if isinstance(error, OSError):
-            explained: StoreError = StoreUnavailableError(f"the store {self.path}: {error.strerror} ({error.filename})")
-            explained.__cause__ = error
-            return explained
-        if not isinstance(error, sqlite3.Error):
-            return error
-        code = _code(error)
-        result: BaseException = error
-        if busy(error):
-            held = f"was locked by another process for {self.busy_timeout:g} s: find out which one, and end it"
-            result = StoreUnavailableError(f"the store {self.path} {held}")
-        elif code in _ADVICE:
-            result = StoreUnavailableError(f"the store {self.path} {_ADVICE[code]} (SQLite: {error})")
-        elif code == sqlite3.SQLITE_NOTADB:
-            result = StoreSchemaError(f"{self.path} is the file of another program: give the store a file of its own")
-        elif code == sqlite3.SQLITE_CORRUPT:
-            result = CorruptSnapshotError(
-                f"the store {self.path} is damaged (SQLite: {error}): stop all workers and restore a backup"
-            )
-        elif code == sqlite3.SQLITE_TOOBIG:
-            result = InvalidArgumentError(f"the store {self.path} cannot keep a value that large (SQLite: {error})")
-        if result is not error:
-            result.__cause__ = error
-        return result
+        return explained(error, self.path, self.busy_timeout)
 
     async def _patiently(self, query: Callable[[], T]) -> T:
         """Run a query now; again a little later where the file is locked."""
@@ -340,17 +244,10 @@ class SqliteStore(Store, Transactions):
 
     def _check_file(self) -> None:
         # A deleted file can still be written to, and all of it is gone when the last process closes it.
-        if self._identity() != self._file:
+        if identity(self._name) != self._file:
             raise StoreUnavailableError(
                 f"the store {self.path} was deleted, moved or replaced while it was open: put it back and start again"
             )
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._name)  # noqa: PTH116  once a group: Path.stat costs three times as much
-        except OSError:
-            return None
-        return (status.st_dev, status.st_ino)
 
     def _write_entries(self) -> None:
         if self._entries:
@@ -436,7 +333,7 @@ class SqliteStore(Store, Transactions):
             number, was_number, was_run, version, _, mail, *was = row
             before = was[-1]
             if change.run != was_run:
-                was_stored = _stored(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
+                was_stored = stored_of(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
                 db.execute(sql.ADD_BLOB, (was_number, FORMER, encode_former(was_stored)))
             if change.run == was_run and not change.consumes and tuple(was) == searched:
                 written = db.execute(sql.REWRITE, (*head, number, was_run, version)).rowcount
@@ -513,7 +410,7 @@ class SqliteStore(Store, Transactions):
             await self._patiently(lambda: self._check_remains(key))
             self._watchers.saw(key, None)
             return None
-        stored = _stored(row)
+        stored = stored_of(row)
         self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
         return stored
 
@@ -620,7 +517,7 @@ class SqliteStore(Store, Transactions):
             rows.update((row[0], row) for row in db.execute(sql.DUE, (queue, now, limit)).fetchall())
             rows.update((row[0], row) for row in db.execute(sql.DUE_BY_MAIL, (queue, limit)).fetchall())
             rows.update((row[0], row) for row in db.execute(sql.EXPIRED, (queue, now, limit)).fetchall())
-        found = [(number, _shown(row)) for number, *row in rows.values()]
+        found = [(number, shown(row)) for number, *row in rows.values()]
         taken = [
             (number, stored, stored.columns.owner is not None)
             for number, stored in found
@@ -633,7 +530,7 @@ class SqliteStore(Store, Transactions):
         db = self._connection
         plain, takeover = nonce + "c", nonce + "t"
         if self.repeating and (landed := db.execute(sql.CLAIMED, (worker, plain, takeover)).fetchall()):
-            return [Claim(stored, stored.nonce == takeover) for stored in map(_stored, landed)]
+            return [Claim(stored, stored.nonce == takeover) for stored in map(stored_of, landed)]
         claims: list[Claim] = []
         for number, stored, dead in self._candidates(worker, queues, limit):
             if dead and stored.columns.owner is not None:
@@ -641,7 +538,7 @@ class SqliteStore(Store, Transactions):
             change = (takeover if dead else plain, worker, int(dead), number, stored.version)
             assert db.execute(sql.CLAIM, change).rowcount == 1  # the row was read inside this transaction
             row = db.execute(sql.LOAD, (stored.key.tenant, stored.key.id)).fetchone()
-            claims.append(Claim(_stored(row), dead))
+            claims.append(Claim(stored_of(row), dead))
         return claims
 
     def _is_dead(self, worker: str, lease: int | None, now: int) -> bool:
@@ -702,7 +599,7 @@ class SqliteStore(Store, Transactions):
         """Operation: end a worker and hand over what it owns; the version moves on, so that it cannot write to it."""
         db = self._connection
         for _, *row in db.execute(sql.OWNED, (worker,)).fetchall():
-            self._moved(_stored(row).key, claimable=True)
+            self._moved(stored_of(row).key, claimable=True)
         now = self.now()
         db.execute(sql.RELEASE, (nonce, now, now, worker))
         db.execute(sql.REMOVE, (worker,))
@@ -748,47 +645,9 @@ class SqliteStore(Store, Transactions):
     async def list(self, where: Filter, limit: int = 100, cursor: str | None = None) -> Page:
         after = check_page(limit, cursor)
         rows = await self._patiently(lambda: page_rows(self._connection, where, after, limit + 1))
-        page = [_shown(row) for row in rows]
+        page = [shown(row) for row in rows]
         return Page(page[:limit], cursor_after(page, limit))
 
     @override
     async def count(self, where: Filter) -> int:
         return await self._patiently(lambda: count_rows(self._connection, where))
-
-
-def _code(error: BaseException) -> int:
-    """SQLite's primary result code, or -1."""
-    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
-    return -1 if code is None else code & 0xFF
-
-
-def _stored(row: Sequence[Any]) -> Stored:
-    tenant, instance, run, version, nonce, mail, status, *plain, attributes, tail, record = row
-    workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed = plain
-    try:
-        columns = Columns(
-            Status(status),
-            workflow,
-            module,
-            queue,
-            owner,
-            wake,
-            expires,
-            takeovers,
-            size,
-            parent,
-            created,
-            closed,
-            json.loads(attributes) if attributes != "{}" else {},
-        )
-    except ValueError as error:
-        raise CorruptSnapshotError(f"the columns of {Key(tenant, instance)} are damaged: {error}") from error
-    return Stored(Key(tenant, instance), run, version, nonce, columns, record, mail, tail)
-
-
-def _shown(row: Sequence[Any]) -> Stored:
-    """As `_stored`, but an instance whose columns are damaged is blocked, and does not hide all the others."""
-    try:
-        return _stored(row)
-    except CorruptSnapshotError:
-        return _stored((*row[:6], Status.BLOCKED.value, *row[7:-3], "{}", *row[-2:]))

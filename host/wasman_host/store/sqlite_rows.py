@@ -1,4 +1,4 @@
-"""The queries of listings in SQLite.
+"""Rows of SQLite: what they say of an instance, and which of them a listing shows.
 
 A listing is newest first, so the usual way is along the index of creation times, and looks at what else is asked
 for on the way: quick where much of what is there matches. Where little of it does, that way is long; then the few that
@@ -8,19 +8,22 @@ keeps; so it is counted first, as far as `_FEW`. Several statuses are a query ea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from wasman_host.errors import CorruptSnapshotError
 from wasman_host.store import statements as sql
+from wasman_host.store.protocol import Columns, Key, Status, Stored
 
 if TYPE_CHECKING:
     import sqlite3
 
     from wasman_host.store.protocol import Filter
 
-__all__ = ["count_rows", "page_rows"]
+__all__ = ["count_rows", "page_rows", "shown", "stored_of"]
 
 _FEW = 1000  # rows that are sorted rather than looked for along the index of creation times
 _LAST = 0x10FFFF
@@ -141,3 +144,36 @@ def _behind(prefix: str) -> str | None:
             return prefix[:-1] + chr(_SURROGATES.stop if last in _SURROGATES else last)
         prefix = prefix[:-1]
     return None
+
+
+def stored_of(row: Sequence[Any]) -> Stored:
+    """An instance, from a row of `COLUMNS`. Raises `CorruptSnapshotError`."""
+    tenant, instance, run, version, nonce, mail, status, *plain, attributes, tail, record = row
+    workflow, module, queue, owner, wake, expires, takeovers, size, parent, created, closed = plain
+    try:
+        columns = Columns(
+            Status(status),
+            workflow,
+            module,
+            queue,
+            owner,
+            wake,
+            expires,
+            takeovers,
+            size,
+            parent,
+            created,
+            closed,
+            json.loads(attributes) if attributes != "{}" else {},
+        )
+    except ValueError as error:
+        raise CorruptSnapshotError(f"the columns of {Key(tenant, instance)} are damaged: {error}") from error
+    return Stored(Key(tenant, instance), run, version, nonce, columns, record, mail, tail)
+
+
+def shown(row: Sequence[Any]) -> Stored:
+    """As `stored_of`, but an instance whose columns are damaged is blocked, and does not hide all the others."""
+    try:
+        return stored_of(row)
+    except CorruptSnapshotError:
+        return stored_of((*row[:6], Status.BLOCKED.value, *row[7:-3], "{}", *row[-2:]))

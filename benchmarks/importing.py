@@ -1,0 +1,53 @@
+"""`import wasman_sdk` in a fresh process, against importing pydantic alone, which every application of it has.
+
+Packages are compiled when they are installed, so the bytecode is here as well: kept in a folder of its own, since the
+machine may be told not to write any.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.measure import Figure, median_and_spread
+
+__all__ = ["measure"]
+
+_ROUNDS = 21
+_BOUND = 0.3
+
+
+def _seconds(code: str, environment: dict[str, str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    return time.perf_counter() - begin
+
+
+def measure() -> Figure:
+    """Measure, and say how."""
+    ours, pydantics = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for number in range(-1, _ROUNDS):
+            nothing = _seconds("pass", environment)
+            ours_now = _seconds("import wasman_sdk", environment) - nothing
+            theirs_now = _seconds("from pydantic import BaseModel, TypeAdapter", environment) - nothing
+            if number >= 0:  # the first ones compile
+                ours.append(ours_now)
+                pydantics.append(theirs_now)
+    middle, low, high = median_and_spread(ours)
+    reference, *_ = median_and_spread(pydantics)
+    ratio, *_ = median_and_spread([a / b for a, b in zip(ours, pydantics, strict=True)])
+    return Figure(
+        name="import wasman_sdk",
+        value=f"{middle * 1e3:.0f} ms",
+        spread=f"{low * 1e3:.0f}-{high * 1e3:.0f} ms",
+        ratio=f"{ratio:.1f} x importing pydantic ({reference * 1e3:.0f} ms)",
+        bound=f"{_BOUND * 1e3:.0f} ms",
+        holds=middle <= _BOUND,
+        note=f"{_ROUNDS} fresh processes each, less what an empty one takes; bytecode there, as after an installation",
+    )
