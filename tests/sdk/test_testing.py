@@ -13,13 +13,16 @@ from tests import wat
 from wasman_sdk import (
     BlockedError,
     Client,
+    ClientInterceptor,
     ExecuteActivityInput,
     InvalidArgumentError,
     RetryPolicy,
+    StartWorkflowInput,
     WasmanError,
     WorkerInterceptor,
     Workflow,
     WorkflowFailedError,
+    WorkflowHandle,
     WorkflowTimedOutError,
     activity,
 )
@@ -308,11 +311,20 @@ async def test_interceptors_are_around_mocks_as_well() -> None:
             self.names.append(given.info.name)
             return await call_next(given)
 
+    class Starts(ClientInterceptor):
+        async def start_workflow(
+            self, given: StartWorkflowInput, call_next: Callable[[StartWorkflowInput], Awaitable[WorkflowHandle[Any]]]
+        ) -> WorkflowHandle[Any]:
+            counts.names.append(f"start {given.id}")
+            return await call_next(given)
+
     counts, workflows = Counts(), [flow(wat.call("note", b'"x"'), wat.call("else", b"1"))]
-    async with WorkflowEnvironment(workflows=workflows, activities=[note], interceptors=[counts]) as env:
+    async with WorkflowEnvironment(
+        workflows=workflows, activities=[note], interceptors=[counts], client_interceptors=[Starts()]
+    ) as env:
         env.mock_activity("else", returns=2)
         assert await env.client.execute_workflow("flow", id="w") == ["x", 2]
-    assert counts.names == ["note", "else"]
+    assert counts.names == ["start w", "note", "else"]
 
 
 async def test_what_a_test_raises_is_not_wrapped() -> None:
