@@ -66,15 +66,7 @@ endif
 	$(VENV)/bin/python -m pytest
 	@echo "and what restores memories, where pages are compared instead of mapped:"
 	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
-	@set -e; \
-	pythons=$$($(SETUP) --each); \
-	for python in $$pythons; do \
-		if [ "$$python" != $(VENV)/bin/python ]; then \
-			echo "$$python -m pytest -q -m 'not once'"; \
-			"$$python" -m pytest -q -m "not once"; \
-		fi; \
-	done; \
-	echo "Tested on Python" $$(for python in $$pythons; do "$$python" -c 'import platform; print(platform.python_version())'; done)
+	$(VENV)/bin/python tools/test_others.py $$($(SETUP) --each)
 
 check: env
 	$(VENV)/bin/ruff check

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +23,7 @@ from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
+from wasman_host.record import OpenOperation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -125,15 +126,20 @@ _making = threading.Lock()
 
 
 class Calls:
-    """Answers one guest's `host_call_api` where it names an activity."""
+    """Answers one guest's `host_call_api` where it names an activity.
 
-    __slots__ = ("_call", "_pulse", "_repeated", "_run")
+    Attributes:
+        cut: The last attempt that has ended, or was given up, and what its heartbeats said; None where none did.
+    """
+
+    __slots__ = ("_call", "_pulse", "_repeated", "_run", "cut")
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._repeated = 0
         self._call: ActivityCall | None = None  # the attempt that is under way
         self._pulse: Pulse | None = None  # that attempt's
+        self.cut: OpenOperation | None = None
 
     async def answer(self, guest: Guest, call: abi_v0.Call) -> int:
         """What the call returns: the response's length, -1 for a failure, -2 for a response larger than its place."""
@@ -199,12 +205,7 @@ class Calls:
     async def _perform(self, number: int, call: abi_v0.Call) -> Delivery:
         """Call the activity until it succeeds, fails for good, or runs out of attempts."""
         run, machine = self._run, self._run.machine
-        definition = run.activity(call.name)
-        if definition is None:
-            reason = f"activity {call.name!r} is registered with no worker that has seen it; start one that has it"
-            run.report("waiting", logging.WARNING, f"{run.key} waits: {reason}", activity=call.name, reason=reason)
-            await run.commit(machine.waits(number, call.name, reason, run.now() + int(_UNREGISTERED * 1e9)))
-            raise GivenUp
+        definition = run.activity(call.name) or await self._unregistered(number, call.name)
         most = definition.retry.maximum_attempts
         attempt = machine.attempts(number) + 1
         known = machine.open_operation(number)
@@ -233,6 +234,9 @@ class Calls:
                     response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
                     failed = failed_by(error, call.name, attempt)
+                except BaseException:
+                    self._report("activity_cancelled", call.name, attempt)
+                    raise
                 else:
                     self._check_response(call, response)
                     self._report("activity_completed", call.name, attempt)
@@ -251,6 +255,14 @@ class Calls:
             await run.commit(machine.backoff(number, call.name, failure, retry_at, said))
             known = machine.open_operation(number)
             attempt += 1
+
+    async def _unregistered(self, number: int, name: str) -> NoReturn:
+        """Nobody here has the activity: the instance is given up for a while, for whoever has it."""
+        run, machine = self._run, self._run.machine
+        reason = f"activity {name!r} is registered with no worker that has seen it; start one that has it"
+        run.report("waiting", logging.WARNING, f"{run.key} waits: {reason}", activity=name, reason=reason)
+        await run.commit(machine.waits(number, name, reason, run.now() + int(_UNREGISTERED * 1e9)))
+        raise GivenUp
 
     def _retry_at(self, definition: ActivityDefinition, failed: Failed, attempt: int) -> int | None:
         """When the next attempt begins, ns since 1970, or None where there is none."""
@@ -443,11 +455,15 @@ class Calls:
     def _ended(self) -> list[object] | None:
         """The attempt is over; what its last heartbeat said, if it did."""
         with _making:
-            pulse, self._pulse, self._call = self._pulse, None, None
+            call, pulse, self._pulse, self._call = self._call, self._pulse, None, None
         if pulse is None:
             return None
         pulse.over.set()
-        return None if pulse.details is None else list(json.loads(pulse.details))
+        if pulse.details is None or call is None:
+            return None
+        said: list[object] = json.loads(pulse.details)
+        self.cut = OpenOperation(call.operation, "call", call.name, call.attempt, heartbeat=said)
+        return said
 
 
 def respond(guest: Guest, call: abi_v0.Call, data: bytes) -> int:

@@ -21,6 +21,7 @@ EventKind: TypeAlias = Literal[
     "activity_started",
     "activity_completed",
     "activity_failed",
+    "activity_cancelled",
 ]
 
 
@@ -32,7 +33,8 @@ class Event:
         kind: "claimed": this worker has taken the run up; "released": it has handed it back, to be taken up later or
             elsewhere; "waiting": for a worker that has the activity; "blocked"; "completed", "failed", "cancelled",
             "terminated", "timed_out": the run has ended, and that is durable; "activity_started", "activity_completed",
-            "activity_failed": an attempt begins, or has ended (what it gave is not durable yet).
+            "activity_failed": an attempt begins, or has ended (what it gave is not durable yet); "activity_cancelled":
+            it was given up, because its run was cancelled or has ended, or its worker left or lost its lease.
         tenant: Whose instance it is.
         workflow: The workflow's name.
         workflow_id: The instance.

@@ -142,6 +142,7 @@ class Instance:
         "_entry",
         "_handing_back",
         "_held",
+        "_interrupt_due",
         "_leaving",
         "_module",
         "_nonce",
@@ -186,6 +187,7 @@ class Instance:
         self._scope = anyio.CancelScope()
         self._committing = False
         self._beside: anyio.Event | None = None  # set when what is committed beside this task is
+        self._interrupt_due = False  # as soon as that is
         self._ending: Terminating | None = None
         self._cancelling: Cancel | None = None  # it is still in the mail
         self._blocking: BlockedError | None = None
@@ -293,7 +295,9 @@ class Instance:
         return True
 
     def _interrupt(self) -> None:
-        if not self._committing:
+        if self._committing:
+            self._interrupt_due = True
+        else:
             self._scope.cancel()
 
     # What its calls ask
@@ -430,7 +434,7 @@ class Instance:
         elif self._ending is not None:
             await self._close_as(self._ending)
         elif self._leaving:
-            await self.commit(self.machine.released(self.now()))
+            await self.commit(self.machine.released(self.now(), self._calls.cut))
             self.report("released", logging.DEBUG, f"run {self.run} of {self.key} is released: the worker leaves")
         elif self._handing_back is not None:
             await self.commit(self.machine.sleeps(self._handing_back))
@@ -1029,9 +1033,9 @@ class Instance:
 
         What the task commits next waits for it: there is one commit at a time.
         """
-        if self._committing or not self._waits or not self.owns or self._interrupted:
+        if self._committing or not self._waits or not self.owns or self._scope.cancel_called:
             return False
-        self._beside, self._committing = anyio.Event(), True
+        self._beside, self._committing, self._interrupt_due = anyio.Event(), True, False
         try:
             proposal = propose()
             self._accept(proposal, await self._durable(self._change(proposal)))
@@ -1042,7 +1046,7 @@ class Instance:
             self._committing = False
             self._beside.set()
             self._beside = None
-        if not self.owns or self._interrupted:
+        if not self.owns or self._interrupt_due:
             self._scope.cancel()
         return self.owns
 

@@ -465,9 +465,15 @@ class Machine:
         """How the run ends where its timeout is over."""
         return Terminating(Status.TIMED_OUT, "timed_out", f"the {self.pinned.timeout} is over")
 
-    def released(self, now: int) -> Proposal:
-        """Give the instance up in order, for anybody to claim."""
-        return Proposal(self.record, self.tail, keeps_owner=False, wake=now)
+    def released(self, now: int, cut: OpenOperation | None = None) -> Proposal:
+        """Give the instance up in order, for anybody to claim; `cut` is the attempt that was cut by it, if it spoke."""
+        record = self.record
+        if cut is not None and self.asked is not None and self.asked[0] == cut.number:
+            known = self.open_operation(cut.number) or cut
+            operation = evolve(known, attempts=cut.attempts, retry_at=None, heartbeat=cut.heartbeat)
+            record = evolve(record, open=(*self._settled_open(cut.number), operation))
+            return Proposal(record, self.tail, keeps_owner=False, wake=now, settles=True)
+        return Proposal(record, self.tail, keeps_owner=False, wake=now)
 
     def sleeps(self, wake: int) -> Proposal:
         """Give the instance up until `wake`: until then nothing happens to it."""

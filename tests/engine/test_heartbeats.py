@@ -45,24 +45,52 @@ async def test_the_attempt_after_a_dead_worker_reads_what_was_said(any_lab: Lab)
     assert not (await lab.record()).open
 
 
-async def test_a_worker_that_leaves_hands_over_what_was_said(lab: Lab) -> None:
+@pytest.mark.parametrize("grace", [0.0, 0.1], ids=["at once", "after a while"])
+async def test_a_worker_that_leaves_hands_over_what_was_said_last(any_lab: Lab, grace: float) -> None:
+    lab, began = any_lab, anyio.Event()
     seen: list[tuple[int, object]] = []
-    began = anyio.Event()
 
     async def copies(call: ActivityCall) -> bytes:
         seen.append((call.attempt, list(call.heartbeat)))
-        if len(seen) == 1:
-            call.attempts.heartbeat(call, b"[1]")
-            await kept(lab, [1])
-            began.set()
-            await anyio.sleep_forever()
+        if len(seen) > 1:
+            return b"1"
+        call.attempts.heartbeat(call, b"[1]")
+        await kept(lab, [1])
+        call.attempts.heartbeat(call, b"[2]")  # not due yet
+        began.set()
+        await engine._leaving.wait()
+        if grace:
+            call.attempts.heartbeat(call, b"[3]")
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    await lab.start(ASKS)
+    async with lab.worker(answers("copies", copies)) as engine:
+        await began.wait()
+        await engine.leave(grace)
+    assert await lab.complete(answers("copies", copies)) == [1]
+    assert seen == [(1, []), (1, [3 if grace else 2])]  # nobody died, so it is the same attempt
+
+
+async def test_a_worker_that_waits_for_its_activities_keeps_what_they_say(any_lab: Lab) -> None:
+    lab, began = any_lab, anyio.Event()
+
+    async def copies(call: ActivityCall) -> bytes:
+        began.set()
+        await engine._leaving.wait()
+        await anyio.sleep(0.02)
+        call.attempts.heartbeat(call, b"[3]")
+        await kept(lab, [3])
+        await anyio.sleep(0.02)
         return b"1"
 
     await lab.start(ASKS)
-    async with lab.worker(answers("copies", copies)):
+    async with lab.worker(answers("copies", copies)) as engine:
         await began.wait()
-    assert await lab.complete(answers("copies", copies)) == [1]
-    assert seen == [(1, []), (1, [1])]  # nobody died, so it is the same attempt
+        await engine.leave(10.0)
+    assert [one.kind for one in (await control.history(lab.store, (await lab.look()).stored))[-1].deliveries] == [
+        "result"
+    ]
 
 
 async def test_what_was_said_last_outlives_a_failure_although_it_was_not_due(lab: Lab) -> None:

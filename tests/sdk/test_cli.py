@@ -44,6 +44,9 @@ class Report(BaseModel):
     greetings: list[str]
     errors: list[str]
 
+class Remark(Session):
+    remark: str
+
 class Token(Session):
     token: str
 
@@ -327,12 +330,16 @@ def test_tenants_are_apart(wasman: Shell) -> None:
 
 def test_session(wasman: Shell) -> None:
     secret = "xyzzy-9"
-    words = ["run", "app:tour", "--input", "{}", "--session", json.dumps({"token": secret}), "--id"]
+    words = ["run", "app:tour", "--input", "{}", "--session", json.dumps({"remark": secret}), "--id"]
     assert wasman.refused(2, *words, "one") == "--session and --session-type MODULE:CLASS come together"
     assert wasman.refused(2, *words, "one", "--session-type", "app:Given") == "'app:Given' is no Session class"
     line = wasman.refused(2, *words, "one", "--session-type", "app:Reads")
     assert line == "the session does not fit: source: Field required (and 1 more)"
-    wasman(*words, "one", "--session-type", "app:Token")
+    token = ["run", "app:tour", "--input", "{}", "--session", json.dumps({"token": secret}), "--id", "two"]
+    line = wasman.refused(2, *token, "--session-type", "app:Token")
+    assert line.startswith("the session's 'token' is called as credentials are")
+    assert secret not in line
+    wasman(*words, "one", "--session-type", "app:Remark")
     for look in (["show", "one"], ["show", "one", "--json"], ["list"], ["list", "--json"]):
         assert secret not in wasman(*look)[0]
     assert [event["kind"] for event in wasman.shown("one")["log"]] == ["start", "session"]

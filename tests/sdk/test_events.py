@@ -14,6 +14,12 @@ FLOW: Workflow[None, Any] = Workflow("flow", type(None), Any, module=wat.script(
 FAILS: Workflow[None, Any] = Workflow(
     "fails", type(None), Any, module=wat.script(wat.call("wasman.fail", b'{"message":"no"}'))
 )
+CANCELLED: Workflow[None, Any] = Workflow(
+    "cancelled",
+    type(None),
+    Any,
+    module=wat.script(wat.call("stuck"), wat.call("wasman.fail", b'{"type":"Cancelled","message":"no"}')),
+)
 ASKS: Workflow[None, Any] = Workflow("asks", type(None), Any, module=wat.script(wat.call("nobody")))
 
 
@@ -152,3 +158,19 @@ def test_the_logger_works_outside_of_activities(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, "wasman"):
         activity.logger.info("outside")
     assert [names(record) for record in caplog.records] == [{}]
+
+
+async def test_an_attempt_that_is_given_up_ends_as_well() -> None:
+    noting, began = Noting(), anyio.Event()
+
+    @activity
+    async def stuck() -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    async with Client.connect("memory://") as client, Worker(client, activities=[stuck], interceptors=[noting]):
+        handle = await client.start_workflow(CANCELLED, None, id="w")
+        await began.wait()
+        await handle.cancel()
+        assert (await noting.until("cancelled")).workflow_id == "w"
+    assert noting.kinds == ["claimed", "activity_started 1", "activity_cancelled 1", "cancelled"]

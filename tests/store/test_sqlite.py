@@ -345,6 +345,36 @@ async def test_no_claim_reads_the_whole_table(tmp_path: Path) -> None:
 # -- locks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("where", "indexes", "sorts"),
+    [
+        (Filter(), {"instance_created"}, False),
+        (Filter(status=frozenset({Status.FAILED})), {"instance_status"}, False),
+        (Filter(status=frozenset({Status.FAILED}), workflow="flow"), {"instance_status"}, False),
+        (Filter(workflow="flow"), {"instance_workflow"}, False),
+        (Filter(created_from=1, created_to=5), {"instance_created"}, False),
+        (Filter(parent="a"), {"instance_parent"}, True),
+        (Filter(id_prefix="a"), {"sqlite_autoindex_instance_1"}, True),
+        (Filter(attributes={"k": "v"}), {"sqlite_autoindex_instance_1"}, True),
+    ],
+)
+async def test_a_page_goes_along_an_index_and_sorts_only_what_is_few(
+    tmp_path: Path, where: Filter, indexes: set[str], *, sorts: bool
+) -> None:
+    async with opened(database(tmp_path)) as store:
+        for n in range(5):
+            await store.commit([change(f"a{n}", None)])
+        db = store._connection
+        ran: list[str] = []
+        db.set_trace_callback(ran.append)
+        await store.list(where, 2)
+        db.set_trace_callback(None)
+        plan = [row[3] for row in db.execute(f"explain query plan {ran[-1]}")]
+        found = {words[words.index("INDEX") + 1] for line in plan if "instance " in line for words in [line.split()]}
+        assert found == indexes, plan
+        assert any("TEMP B-TREE" in line for line in plan) == sorts, plan
+
+
 async def test_a_locked_store_is_waited_for_without_stopping_the_loop(tmp_path: Path) -> None:
     path = database(tmp_path)
     async with opened(path) as store:
