@@ -6,6 +6,7 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from wasman_sdk import Client, RetryPolicy, Session, Source, Worker, Workflow, WorkflowHandle, activity
+from wasman_sdk.testing import ActivityMock, Fault, How, Point, Survival, WorkflowEnvironment, assert_survives
 
 
 class Order(BaseModel):
@@ -77,3 +78,20 @@ async def uses(client: Client, session: Shop) -> None:
         client, workflows=[ORDERS], activities=[reserve, charge, Warehouse().ship], resources=[Pool()]
     ) as worker:
         assert_type(worker, Worker)
+
+
+async def tested(env: WorkflowEnvironment) -> Receipt:
+    """As tests use it."""
+    assert_type(env.mock_activity(charge, returns=Receipt(number=1)), ActivityMock)
+    assert_type(env.mock_activity("reserve", does=lambda order: len(order["item"])), ActivityMock)
+    await env.sleep(timedelta(days=30))
+    result = await env.client.execute_workflow(ORDERS, Order(item="book"), id="a")
+    assert_type(result, Receipt)
+    return result
+
+
+async def survived() -> None:
+    """The same, with crashes."""
+    assert_type(await assert_survives(tested, workflows=[ORDERS], check=print), Survival)
+    async with WorkflowEnvironment(activities=[charge], faults=[Fault(Point("commit", 2), How.DIES_AFTER)]) as env:
+        assert_type(env.client, Client)

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from tests.typing.right import ORDERS, Order, Pool, Receipt, Shop, Warehouse, charge, reserve
 from wasman_sdk import Client, RetryPolicy, Worker, Workflow, activity
+from wasman_sdk.testing import Fault, WorkflowEnvironment
 
 
 async def a_wrong_input(client: Client, session: Shop) -> None:
@@ -58,3 +59,13 @@ async def a_wrong_name() -> None:
 @activity(heartbeat_timeout=timedelta(seconds=1))
 async def right() -> None:
     """Nothing is wrong with it."""
+
+
+async def a_wrong_test(env: WorkflowEnvironment) -> None:
+    """Of an environment."""
+    await env.sleep(30)  # wrong
+    env.mock_activity(7, returns=1)  # wrong
+    env.mock_activity(charge, raises="closed")  # wrong
+    receipt: Order = await env.client.execute_workflow(ORDERS, Order(item="book"), id="a")  # wrong
+    del receipt
+    Fault("commit", 2)  # wrong
