@@ -113,10 +113,11 @@ def entry(name: str, value: Any, public: Collection[str]) -> Iterator[str]:
 
 def tree_of(value: Any) -> ast.stmt:
     """The statement that defines a class or a function; what is public says of itself that it is of the package."""
+    wanted: str = value.__name__
     for name, module in sorted(sys.modules.items()):
-        if name.startswith(("wasman_sdk", "wasman_host")) and vars(module).get(value.__name__) is value:
+        if name.startswith(("wasman_sdk", "wasman_host")) and vars(module).get(wanted) is value:
             for node in ast.parse(inspect.getsource(module)).body:
-                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == value.__name__:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == wanted:
                     return node
     raise LookupError(f"no module of wasman defines {value!r}")
 
