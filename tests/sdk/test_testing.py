@@ -1,7 +1,7 @@
 """`wasman_sdk.testing`: skipped time, mocked activities, crashes; and that it fails where it should."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,10 +13,16 @@ from tests import wat
 from wasman_sdk import (
     BlockedError,
     Client,
+    ClientInterceptor,
+    ExecuteActivityInput,
     InvalidArgumentError,
     RetryPolicy,
+    StartWorkflowInput,
+    WasmanError,
+    WorkerInterceptor,
     Workflow,
     WorkflowFailedError,
+    WorkflowHandle,
     WorkflowTimedOutError,
     activity,
 )
@@ -277,6 +283,48 @@ async def test_a_blocked_run_is_told() -> None:
     async with WorkflowEnvironment(workflows=[wide]) as env:
         with pytest.raises(BlockedError, match=r"w is blocked: .*bytes of memory"):
             await env.client.execute_workflow("flow", id="w")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"activities": [note, note]}, "two activities are called 'note'"),
+        ({"activities": [charge]}, "wants one Bank"),
+        ({"max_activities": 0}, "max_activities"),
+        ({"workflows": [Workflow("broken", type(None), list, module=b"no wasm")]}, "is not wasm"),
+    ],
+)
+async def test_an_environment_that_cannot_work_says_why(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(WasmanError, match=problem):
+        async with WorkflowEnvironment(**options):
+            raise AssertionError("it was opened")
+
+
+async def test_interceptors_are_around_mocks_as_well() -> None:
+    class Counts(WorkerInterceptor):
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        async def execute_activity(
+            self, given: ExecuteActivityInput, call_next: Callable[[ExecuteActivityInput], Awaitable[Any]]
+        ) -> Any:
+            self.names.append(given.info.name)
+            return await call_next(given)
+
+    class Starts(ClientInterceptor):
+        async def start_workflow(
+            self, given: StartWorkflowInput, call_next: Callable[[StartWorkflowInput], Awaitable[WorkflowHandle[Any]]]
+        ) -> WorkflowHandle[Any]:
+            counts.names.append(f"start {given.id}")
+            return await call_next(given)
+
+    counts, workflows = Counts(), [flow(wat.call("note", b'"x"'), wat.call("else", b"1"))]
+    async with WorkflowEnvironment(
+        workflows=workflows, activities=[note], interceptors=[counts], client_interceptors=[Starts()]
+    ) as env:
+        env.mock_activity("else", returns=2)
+        assert await env.client.execute_workflow("flow", id="w") == ["x", 2]
+    assert counts.names == ["start w", "note", "else"]
 
 
 async def test_what_a_test_raises_is_not_wrapped() -> None:

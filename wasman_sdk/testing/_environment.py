@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition
     from wasman_host.store import Change, Key
     from wasman_sdk._handlers import FallbackHandler
+    from wasman_sdk._interceptors import ClientInterceptor
     from wasman_sdk._worker import Lifespan
     from wasman_sdk._workflow import Workflow
     from wasman_sdk.testing._faults import Fault
@@ -65,6 +66,7 @@ class WorkflowEnvironment:
         start: datetime | None = None,
         faults: Sequence[Fault] = (),
         tenant: str = "default",
+        client_interceptors: Sequence[ClientInterceptor] = (),
         **worker: Any,
     ) -> None:
         """Nothing is opened yet.
@@ -79,7 +81,8 @@ class WorkflowEnvironment:
             faults: What goes wrong: the first one for the first worker, the second one for the worker that comes after
                 its death, and so on.
             tenant: Whose instances the client sees.
-            worker: Other options of `Worker`.
+            client_interceptors: Those of the client.
+            worker: Other options of `Worker`, its own `interceptors` for example.
         """
         now = datetime.now(UTC) if start is None else start
         self._store = _Store(_nanoseconds(now), self._problem)
@@ -96,23 +99,31 @@ class WorkflowEnvironment:
             "graceful_shutdown_timeout": timedelta(0),
             **worker,
         }
+        self._client_interceptors = tuple(client_interceptors)
         self._stack = contextlib.AsyncExitStack()
         self._leaving, self._left, self._serving = anyio.Event(), anyio.Event(), anyio.Event()
         self._life = anyio.CancelScope()
 
     async def __aenter__(self) -> Self:
+        problem: Exception | None = None
         async with contextlib.AsyncExitStack() as stack:
             await self._store.open()
             stack.push_async_callback(self._store.close)
-            self.client = Client.over(self._store, self._tenant)
+            self.client = Client.over(self._store, self._tenant, interceptors=self._client_interceptors)
             for workflow in self._workflows:
                 await self.client.deploy_absent(workflow)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             tasks.start_soon(self._store.tick, name="wasman clock")
-            await tasks.start(self._work, name="wasman workers")
-            stack.push_async_callback(self._leave)
-            self._stack = stack.pop_all()
+            try:
+                await tasks.start(self._work, name="wasman workers")
+            except Exception as error:  # noqa: BLE001  the task group would wrap it; it is raised below
+                problem = error
+            else:
+                stack.push_async_callback(self._leave)
+                self._stack = stack.pop_all()
+        if problem is not None:
+            raise problem
         return self
 
     async def __aexit__(
