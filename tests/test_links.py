@@ -28,9 +28,9 @@ def links(source: str) -> list[str]:
 
 
 def anchors(source: str) -> set[str]:
-    """The names of a page's headings, as forges make them."""
+    """The names of a page's headings, as forges make them, and those that it gives itself."""
     found: dict[str, int] = {}
-    names = set()
+    names = set(re.findall(r'<a id="([^"]+)">', source))
     for heading in re.findall(r"^#{1,6} (.+)$", FENCED.sub("", source), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip())
         name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
@@ -91,6 +91,7 @@ def test_the_index_lists_every_page(page: Path) -> None:
     [
         ("[a](LICENSE) and [b](docs/README.md#documentation) and [c](https://example.org)", []),
         ("# Two words\n\n## Two words\n[a](#two-words) [b](#two-words-1)", []),
+        ('<a id="here"></a>\n[a](#here)', []),
         ("`[a](missing)`\n\n```text\n[a](missing)\n```\n", []),
         ("[a](missing.md)", ["missing.md: there is no such file"]),
         ("[a](docs/README.md#nothing)", ["docs/README.md#nothing: the page has no such heading"]),

@@ -31,7 +31,9 @@ def has(owner: Any, name: str) -> bool:
 def guests_export(name: str) -> bool:
     package, _, function = name.partition(".")
     folder = ROOT / "guest_sdk" / ("steps" if package == "steps" else "")
-    return any(re.search(rf"^func {function}[\[(]", path.read_text("utf-8"), re.MULTILINE) for path in folder.glob("*.go"))
+    return any(
+        re.search(rf"^func {function}[\[(]", path.read_text("utf-8"), re.MULTILINE) for path in folder.glob("*.go")
+    )
 
 
 def check(mentioned: str) -> None:
