@@ -131,7 +131,7 @@ def methods(owner: str, node: ast.ClassDef) -> Iterator[str]:
     """What a class documents of its functions: those that are public, and the parameters of its constructor."""
     overloads: list[ast.stmt] = []
     for one in functions(node):
-        marks = {ast.unparse(mark) for mark in one.decorator_list}
+        marks = {unparsed(mark) for mark in one.decorator_list}
         doc = ast.get_docstring(one)
         if "overload" in marks:
             overloads.append(one)
@@ -147,7 +147,7 @@ def methods(owner: str, node: ast.ClassDef) -> Iterator[str]:
             yield f"\n#### {owner}.{one.name}\n"
             name = f"{owner}.{one.name}" if "classmethod" in marks else one.name
             if marks & {"property", "functools.cached_property"}:
-                yield code([f"{one.name}: {ast.unparse(one.returns) if one.returns else 'Any'}"])
+                yield code([f"{one.name}: {unparsed(one.returns) if one.returns else 'Any'}"])
                 yield section(doc)
             else:
                 yield from function(name, [*shown, one], doc)
@@ -166,7 +166,7 @@ def signature(name: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterat
     """`name(parameters) -> result`, in lines."""
     start = "await " if isinstance(node, ast.AsyncFunctionDef) else ""
     given = list(parameters(node.args))
-    end = "" if node.returns is None or node.name == "__init__" else f" -> {ast.unparse(node.returns)}"
+    end = "" if node.returns is None or node.name == "__init__" else f" -> {unparsed(node.returns)}"
     line = f"{start}{name}({', '.join(given)}){end}"
     if len(line) <= WIDTH:
         yield line
@@ -191,10 +191,15 @@ def parameters(given: ast.arguments) -> Iterator[str]:
         yield f"**{parameter(given.kwarg, None)}"
 
 
+def unparsed(node: ast.AST) -> str:
+    """The source of `node`, with the quotes that the formatter wants in pages as well."""
+    return re.sub(r"'([^'\"\\]*)'", r'"\1"', ast.unparse(node))
+
+
 def parameter(given: ast.arg, default: ast.expr | None) -> str:
     """`name: type = default`."""
-    text = given.arg + (f": {ast.unparse(given.annotation)}" if given.annotation else "")
-    return text if default is None else f"{text} = {ast.unparse(default)}"
+    text = given.arg + (f": {unparsed(given.annotation)}" if given.annotation else "")
+    return text if default is None else f"{text} = {unparsed(default)}"
 
 
 def has_fields(node: ast.ClassDef) -> bool:
@@ -204,15 +209,15 @@ def has_fields(node: ast.ClassDef) -> bool:
 
 def class_lines(node: ast.ClassDef) -> list[str]:
     """A class with its fields: `class A(B):`, and a line for each."""
-    bases = [ast.unparse(base) for base in node.bases]
+    bases = [unparsed(base) for base in node.bases]
     bases = [base for base in bases if not base.startswith("Generic[")]
     head = f"class {node.name}({', '.join(bases)})" if bases else f"class {node.name}"
     fields = [
-        f"    {ast.unparse(one)}"
+        f"    {unparsed(one)}"
         for one in node.body
-        if (isinstance(one, ast.AnnAssign) and "ClassVar" not in ast.unparse(one.annotation))
+        if (isinstance(one, ast.AnnAssign) and "ClassVar" not in unparsed(one.annotation))
         or (isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant))
-        if not ast.unparse(one).startswith("_")
+        if not unparsed(one).startswith("_")
     ]
     return ["\n".join([f"{head}:", *fields])] if fields else [head]
 
