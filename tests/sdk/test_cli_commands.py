@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from wasmtime import wat2wasm
 
 from tests import wat
-from wasman_sdk import Client, Worker, Workflow, activity
+from wasman_sdk import Client, PayloadCodec, Worker, Workflow, activity
 from wasman_sdk.cli import wasman
 from wasman_sdk.cli.doctor import Finding
 
@@ -37,6 +37,13 @@ class Given(BaseModel):
 class Token(Session):
     word: str
 
+class Backwards:
+    name = "backwards"
+    def encode(self, data: bytes) -> bytes:
+        return data[::-1]
+    decode = encode
+
+backwards = Backwards()
 tour = Workflow("tour", Given, dict, module=Path({str(TOUR)!r}))
 empty = Workflow("empty", Given, dict)
 again = Workflow("again", Given, dict, module=Path("plain.wasm"), resume="checkpoint")
@@ -85,11 +92,16 @@ def guest(name: str, *steps: wat.Step, reentrant: bool = False, **options: Any) 
     Path(name).write_bytes(wat.script(*steps, reentrant=reentrant, **options))
 
 
-def worked(name: str = "flow", *, until: Sequence[str] = ("completed", "failed", "blocked")) -> None:
+def worked(
+    name: str = "flow",
+    *,
+    until: Sequence[str] = ("completed", "failed", "blocked"),
+    codec: PayloadCodec | None = None,
+) -> None:
     """A worker works until every instance has one of these statuses."""
 
     async def work() -> None:
-        client = Client.connect("sqlite:///wasman.db")
+        client = Client.connect("sqlite:///wasman.db", codec=codec)
         async with client, Worker(client, workflows=[Workflow(name, Any, Any)], activities=[note]):
             with anyio.fail_after(20):
                 while [one.status async for one in client.list_workflows() if one.status not in until]:
@@ -150,6 +162,28 @@ def test_start_has_the_options_of_the_client(command: Command) -> None:
     lines = command("show", "w").out.splitlines()
     assert "attributes  region=north, size=1=2" in lines
     assert [line for line in lines if line.startswith("timeout")]
+
+
+def test_payloads_that_a_codec_has_stored(command: Command) -> None:
+    guest("flow.wasm", wat.call("note", b'"x"'))
+    command("deploy", "flow", "--module", "flow.wasm")
+    assert command("start", "flow", "--id", "w", "--codec", "shop:backwards").code == 0
+
+    class Backwards:
+        name = "backwards"
+
+        def encode(self, data: bytes) -> bytes:
+            return data[::-1]
+
+        decode = encode
+
+    worked(codec=Backwards())
+    assert command("result", "w", "--codec", "shop:backwards") == Outcome(0, '["x"]\n', "")
+    refused = command("result", "w")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (4, "", 1)
+    assert "backwards" in refused.err
+    wrong = command("result", "w", "--codec", "shop:tour")
+    assert wrong.code == 2
 
 
 def test_an_id_is_used_once_unless_a_policy_says_otherwise(command: Command) -> None:

@@ -19,12 +19,12 @@ from wasman_sdk.cli.options import DEFAULT_STORE
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["imported_module", "named", "session_class", "validated", "worker_of"]
+__all__ = ["imported", "imported_module", "named", "session_class", "validated", "worker_of"]
 
 T = TypeVar("T")
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """The object that `module:attribute` names; the working directory is importable."""
     module_name, colon, path = name.partition(":")
     if not (colon and module_name and path):
@@ -56,7 +56,7 @@ def imported_module(name: str) -> Any:
 
 def named(name: str, kind: type[T]) -> T:
     """The object of this class that `module:attribute` names."""
-    found = _imported(name)
+    found = imported(name)
     if not isinstance(found, kind):
         raise Refused(f"{name!r} is a {type(found).__name__}, not a {kind.__name__}", USAGE)
     return found
@@ -67,7 +67,7 @@ def worker_of(name: str, store: str | None) -> Worker:
 
     `store` is the URL that was asked for, None where none was: then a worker keeps its own.
     """
-    found = _imported(name)
+    found = imported(name)
     if callable(found) and not isinstance(found, Worker):
         try:
             wanted = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
@@ -104,7 +104,7 @@ def _same(one: object, other: object) -> bool:
 
 def session_class(name: str) -> type[Session]:
     """The Session class that `name` names."""
-    found = _imported(name)
+    found = imported(name)
     if not (inspect.isclass(found) and issubclass(found, Session)):
         raise Refused(f"{name!r} is no Session class", USAGE)
     return found

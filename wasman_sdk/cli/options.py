@@ -14,8 +14,11 @@ from wasman_sdk.cli.errors import IMPOSSIBLE, USAGE, Refused
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from wasman_sdk import PayloadCodec
+
 __all__ = [
     "DEFAULT_STORE",
+    "codec_option",
     "connected",
     "existing",
     "json_option",
@@ -46,14 +49,21 @@ def tenant_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--tenant", default="default", show_default=True, help="Whose instances.")(command)
 
 
+def codec_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--codec."""
+    return click.option(
+        "--codec", "codec_name", metavar="MODULE:ATTRIBUTE", help="The codec that payloads are stored by, if they are."
+    )(command)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")(command)
 
 
-def existing(store: str | None, tenant: str) -> Client:
+def existing(store: str | None, tenant: str, codec: PayloadCodec | None = None) -> Client:
     """A client of a store that is there: looking at one must not make it."""
-    client = connected(store, tenant)
+    client = connected(store, tenant, codec)
     if isinstance(client.store, MemoryStore):
         message = "memory:// lives and ends with one process, so there is nothing to look at from another"
         raise Refused(message, USAGE)
@@ -64,14 +74,14 @@ def existing(store: str | None, tenant: str) -> Client:
     return client
 
 
-def connected(store: str | None, tenant: str = "default") -> Client:
+def connected(store: str | None, tenant: str = "default", codec: PayloadCodec | None = None) -> Client:
     """A client of the store that was named, or of the default one."""
-    return Client.connect(store or DEFAULT_STORE, tenant=tenant)
+    return Client.connect(store or DEFAULT_STORE, tenant=tenant, codec=codec)
 
 
-def lasting(store: str | None, tenant: str) -> Client:
+def lasting(store: str | None, tenant: str, codec: PayloadCodec | None = None) -> Client:
     """A client of a store that outlives this process; it is made if there is none."""
-    client = connected(store, tenant)
+    client = connected(store, tenant, codec)
     if isinstance(client.store, MemoryStore):
         raise Refused("memory:// lives and ends with one process, so nothing would be left of this", USAGE)
     return client

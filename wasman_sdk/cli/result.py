@@ -9,7 +9,8 @@ import click
 
 from wasman_sdk.cli.durations import DURATION
 from wasman_sdk.cli.errors import UNFINISHED, Refused
-from wasman_sdk.cli.options import existing, over, store_option, tenant_option
+from wasman_sdk.cli.objects import imported
+from wasman_sdk.cli.options import codec_option, existing, over, store_option, tenant_option
 from wasman_sdk.cli.output import print_line
 from wasman_sdk.cli.waiting import closed
 
@@ -25,9 +26,12 @@ __all__ = ["result"]
 @click.argument("id_", metavar="ID")
 @click.option("--run", "run_id", metavar="RUN", help="One particular run; by default the current one.")
 @click.option("--timeout", type=DURATION, help="Wait no longer than this, such as 30s or 0; by default for ever.")
+@codec_option
 @store_option
 @tenant_option
-def result(id_: str, run_id: str | None, timeout: timedelta | None, store: str | None, tenant: str) -> None:
+def result(
+    id_: str, run_id: str | None, timeout: timedelta | None, codec_name: str | None, store: str | None, tenant: str
+) -> None:
     """Wait until a run has ended, and print its result as JSON.
 
     Exit codes: 1 where it failed, was cancelled, terminated or timed out, 3 where it is blocked, 5 where it has not
@@ -46,4 +50,4 @@ def result(id_: str, run_id: str | None, timeout: timedelta | None, store: str |
                 raise Refused(f"{id_} is {status}, and has not ended within {timeout.total_seconds():g} s", UNFINISHED)
         return await handle.result()
 
-    print_line(over(existing(store, tenant), found))
+    print_line(over(existing(store, tenant, None if codec_name is None else imported(codec_name)), found))

@@ -11,8 +11,8 @@ from wasman_host.starting import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from wasman_sdk import Workflow
 from wasman_sdk.cli.durations import DURATION
 from wasman_sdk.cli.errors import USAGE, Refused
-from wasman_sdk.cli.objects import named, session_class, validated
-from wasman_sdk.cli.options import json_option, lasting, over, pairs, store_option, tenant_option
+from wasman_sdk.cli.objects import imported, named, session_class, validated
+from wasman_sdk.cli.options import codec_option, json_option, lasting, over, pairs, store_option, tenant_option
 from wasman_sdk.cli.output import plain, print_json
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ _MEMO: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
     show_default=True,
     help="Where it has only runs that have ended.",
 )
+@codec_option
 @json_option
 @store_option
 @tenant_option
@@ -70,6 +71,7 @@ def start(
     execution_timeout: timedelta | None,
     id_conflict_policy: Any,
     id_reuse_policy: Any,
+    codec_name: str | None,
     store: str | None,
     tenant: str,
     *,
@@ -105,7 +107,7 @@ def start(
     async def started(client: Client) -> WorkflowHandle[Any]:
         return await client.start_workflow(workflow, id=id_, **options)
 
-    handle = over(lasting(store, tenant), started)
+    handle = over(lasting(store, tenant, None if codec_name is None else imported(codec_name)), started)
     if as_json:
         print_json({"id": handle.id, "run_id": handle.run_id})
     else:
