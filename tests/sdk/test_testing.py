@@ -329,6 +329,29 @@ async def test_interceptors_are_around_mocks_as_well() -> None:
     assert counts.names == ["start w", "note", "else"]
 
 
+async def test_client_and_workers_share_a_codec() -> None:
+    class Backwards:
+        name = "backwards"
+
+        def __init__(self) -> None:
+            self.encoded = 0
+
+        def encode(self, data: bytes) -> bytes:
+            self.encoded += 1
+            return data[::-1]
+
+        def decode(self, data: bytes) -> bytes:
+            return data[::-1]
+
+    codec = Backwards()
+    fault = Fault(Point("commit", 1), How.DIES_AFTER)
+    async with WorkflowEnvironment(
+        workflows=[flow(wat.call("note", b'"x"'))], activities=[note], codec=codec, faults=[fault]
+    ) as env:
+        assert await env.client.execute_workflow("flow", id="w") == ["x"]
+    assert codec.encoded == 3  # input, answer, result
+
+
 async def test_what_a_test_raises_is_not_wrapped() -> None:
     with pytest.raises(ZeroDivisionError):
         async with WorkflowEnvironment():
