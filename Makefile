@@ -11,6 +11,7 @@
 #   make bench    the figures
 #   make bench-peers  DBOS and Restate beside wasman (fetches them; about 5 minutes)
 #   make format   what the formatter and the linter can mend by themselves
+#   make docs     make docs/reference.md anew from the docstrings
 #   make guests   build the guest modules anew (needs TinyGo)
 #   make fuzz-corpus  generate the modules of tests/fuzz anew (needs cargo)
 #   make lock     resolve the locked requirements anew (UPGRADE=--upgrade takes newer versions)
@@ -39,7 +40,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak bench bench-peers format guests lock clean env leaks fuzz fuzz-corpus
+.PHONY: help demo test check mutants faults soak bench bench-peers format docs guests lock clean env leaks fuzz fuzz-corpus
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -109,6 +110,9 @@ bench-peers: env
 format: env
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
+
+docs: env
+	$(VENV)/bin/python tools/reference.py
 
 guests: env
 	$(VENV)/bin/python tools/build_guests.py

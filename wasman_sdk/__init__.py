@@ -1,5 +1,6 @@
 """wasman: durable WebAssembly workflows. Everything an application needs is here."""
 
+from wasman_host.codec import PayloadCodec
 from wasman_host.events import Event
 from wasman_host.guest.module import digest as module_digest
 from wasman_host.record import Limits
@@ -65,6 +66,7 @@ __all__ = [
     "HttpSource",
     "Limits",
     "ListWorkflowsPageInput",
+    "PayloadCodec",
     "PendingActivity",
     "RetryPolicy",
     "Runner",

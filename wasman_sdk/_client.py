@@ -11,6 +11,7 @@ import anyio.to_thread
 from pydantic import TypeAdapter
 
 from wasman_host import deployments, starting
+from wasman_host.codec import checked_codec
 from wasman_host.errors import InvalidArgumentError, WorkflowNotFoundError
 from wasman_host.guest.module import digest
 from wasman_host.ids import validated_id
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from wasman_host.codec import PayloadCodec
     from wasman_host.payload import Payload
     from wasman_host.store.protocol import Store
     from wasman_sdk._descriptions import WorkflowDescription
@@ -59,20 +61,35 @@ class Client:
         store: The open store.
         tenant: Whose instances it sees.
         is_open: Whether its store is open.
+        codec: What payloads are encoded by before they are stored, or None.
         workers: Workers of this process that begin at once what is started here.
     """
 
-    def __init__(self, store: Store, tenant: str, interceptors: Sequence[ClientInterceptor] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tenant: str,
+        interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
+    ) -> None:
         """Use `connect`."""
         self.store = store
         self.tenant = tenant
         self._interceptors = checked(interceptors, ClientInterceptor)
+        self.codec = checked_codec(codec)
         self.is_open: bool = False
         self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()
 
     @classmethod
-    def connect(cls, url: str, *, tenant: str = "default", interceptors: Sequence[ClientInterceptor] = ()) -> Client:
+    def connect(
+        cls,
+        url: str,
+        *,
+        tenant: str = "default",
+        interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
+    ) -> Client:
         """A client that opens its store when it is entered: `async with Client.connect(url) as client`.
 
         A relative path is resolved now; the absolute one is logged.
@@ -82,21 +99,31 @@ class Client:
                 `file:///absolute/folder`; or `memory://` for one process's life.
             tenant: Whose instances it sees.
             interceptors: What is put around each call of the client and its handles, the first outermost.
+            codec: What inputs, sessions, results and the answers of activities are encoded by before they are stored,
+                such as to encrypt them; workers of this client use it as well.
 
         Raises:
-            InvalidArgumentError: The URL names no kind of store; the message lists those that there are.
+            InvalidArgumentError: The URL names no kind of store, and the message lists those that there are; or the
+                codec is none.
         """
         store = open_store(url)
         logger.info("the store of this client is %s", path_of(store) or redacted(url))
-        return cls(store, tenant, interceptors)
+        return cls(store, tenant, interceptors, codec)
 
     @classmethod
-    def over(cls, store: Store, tenant: str = "default", *, interceptors: Sequence[ClientInterceptor] = ()) -> Client:
+    def over(
+        cls,
+        store: Store,
+        tenant: str = "default",
+        *,
+        interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
+    ) -> Client:
         """A client of a store that is open already, used without entering it; whoever has opened the store closes it.
 
         Without `store.serve()` beside it, what another process commits is seen only when it is asked for.
         """
-        client = cls(store, tenant, interceptors)
+        client = cls(store, tenant, interceptors, codec)
         client.is_open = True
         return client
 
@@ -237,12 +264,14 @@ class Client:
                 raise
             await self.deploy_absent(workflow)
             run = await self._start(id, name, payload, session, host)
-        return WorkflowHandle(self.store, self.tenant, id, run, name, output, self._interceptors)
+        return WorkflowHandle(self.store, self.tenant, id, run, name, output, self._interceptors, self.codec)
 
     async def _start(
         self, id_: str, name: str, given: Payload, session: Payload | None, options: starting.StartOptions
     ) -> str:
-        return await starting.start(self.store, self.tenant, id_, name, given, session, options, self.workers)
+        return await starting.start(
+            self.store, self.tenant, id_, name, given, session, options, self.workers, self.codec
+        )
 
     @overload
     async def execute_workflow(
@@ -304,7 +333,9 @@ class Client:
         """
         output: TypeAdapter[Any] = workflow.output if workflow else _ANY
         name = workflow.name if workflow else ""
-        return WorkflowHandle(self.store, self.tenant, validated_id(id), run_id, name, output, self._interceptors)
+        return WorkflowHandle(
+            self.store, self.tenant, validated_id(id), run_id, name, output, self._interceptors, self.codec
+        )
 
     def list_workflows(
         self, *, page_size: int = 100, **where: Unpack[WorkflowFilter]

@@ -103,7 +103,8 @@ class HistoryEvent:
             the run from outside: "terminate", "timed_out".
         operation: The number of the operation that it answers, or None.
         name: The activity's name; for a timer how long it was, in nanoseconds; "" else.
-        size: Bytes handed over.
+        size: Bytes handed over, as they are stored.
+        codec: What they were encoded by; "" else.
         failure: How the activity failed, or why the run was ended; "" else.
     """
 
@@ -114,6 +115,7 @@ class HistoryEvent:
     name: str
     size: int
     failure: str
+    codec: str = ""
 
 
 def events_of(entries: Sequence[Entry]) -> list[HistoryEvent]:
@@ -127,6 +129,7 @@ def events_of(entries: Sequence[Entry]) -> list[HistoryEvent]:
             name=names[delivery.operation] if 0 <= delivery.operation < len(names) else "",
             size=delivery.payload.size if delivery.payload else 0,
             failure="" if delivery.failure is None else str(delivery.failure),
+            codec=delivery.payload.codec if delivery.payload else "",
         )
         for entry in entries
         for delivery in entry.deliveries

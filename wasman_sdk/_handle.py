@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import anyio
 
 from wasman_host import control
+from wasman_host.codec import decoded
 from wasman_host.errors import (
     ResultTimeoutError,
     RunEndedError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
+    from wasman_host.codec import PayloadCodec
     from wasman_host.record import Limits
     from wasman_host.store.protocol import Store, Stored
     from wasman_sdk._interceptors import ClientInterceptor, OfRun
@@ -72,6 +74,7 @@ class WorkflowHandle(Generic[Out]):
         workflow: str,
         output: TypeAdapter[Out],
         interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
     ) -> None:
         """Made by the client."""
         self.id = id_
@@ -79,6 +82,7 @@ class WorkflowHandle(Generic[Out]):
         self._store = store
         self._tenant = tenant
         self._interceptors = interceptors
+        self._codec = codec
         self._workflow = workflow
         self._output = output
 
@@ -103,6 +107,7 @@ class WorkflowHandle(Generic[Out]):
             WorkflowTimedOutError: Its execution timeout ended it.
             WorkflowNotFoundError: There is no such run.
             CorruptSnapshotError: The result is damaged.
+            PayloadCodecError: The result was encoded by a codec that this client has not.
             StoreUnavailableError: The store does not answer, or the client was closed meanwhile.
         """
         given = GetResultInput(id=self.id, run_id=self.run_id, timeout=timeout)
@@ -143,7 +148,7 @@ class WorkflowHandle(Generic[Out]):
             raise control.unreadable(stored)
         if record.status is Status.COMPLETED:
             assert record.result is not None, "a completed run has a result"
-            payload = await control.load_payload(self._store, stored, record.result)
+            payload = decoded(await control.load_payload(self._store, stored, record.result), self._codec)
             return cast("Out", read_result(self._output, payload, self._workflow or record.pinned.workflow))
         kind = _ENDS.get(record.status, RunEndedError)
         words = record.status.value.replace("_", " ")

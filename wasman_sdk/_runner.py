@@ -277,7 +277,9 @@ class Runner:
 
             types.sources[_HANDLER] = downloaded
         activities, fallback = self._answers(threads)
-        engine = Engine(self._client.store, activities, streams=types, queues=(queue,), fallback=fallback)
+        engine = Engine(
+            self._client.store, activities, streams=types, queues=(queue,), fallback=fallback, codec=self._client.codec
+        )
         engine.checkpointed = self._checkpointed
         self._working = anyio.CancelScope(shield=True)
         self._engine = engine

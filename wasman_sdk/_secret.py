@@ -24,7 +24,9 @@ _CREDENTIAL = re.compile(
     r"|^token$|^x-.*(token|key)$",
     re.IGNORECASE,
 )
-_SIGNED = re.compile(r"(^|[_-])(sig|signature|security-token|token|key|password|secret)$", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"(^|[_-])(sig|signature|security-token|token|password|secret|(api|access|account)[_-]?key)$", re.IGNORECASE
+)
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from wasman_host.codec import PayloadCodec
     from wasman_host.record import Limits
     from wasman_host.store.protocol import Store
     from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription
@@ -89,10 +90,15 @@ class SyncClient:
 
     @classmethod
     def connect(
-        cls, url: str, *, tenant: str = "default", interceptors: Sequence[ClientInterceptor] = ()
+        cls,
+        url: str,
+        *,
+        tenant: str = "default",
+        interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
     ) -> SyncClient:
         """As `Client.connect`."""
-        return cls(Client.connect(url, tenant=tenant, interceptors=interceptors))
+        return cls(Client.connect(url, tenant=tenant, interceptors=interceptors, codec=codec))
 
     def __repr__(self) -> str:
         return f"Sync{self._client!r}"

@@ -189,6 +189,7 @@ class Worker:
                 lease=self._lease,
                 residency=self._residency,
                 fallback=fallback,
+                codec=self.client.codec,
                 observers=[one.on_event for one in self._interceptors if listens(one)],
             )
             tasks = await stack.enter_async_context(anyio.create_task_group())

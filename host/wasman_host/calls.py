@@ -19,6 +19,7 @@ import anyio.lowlevel
 from attrs import evolve
 
 from wasman_host.activity import ActivityCall, failed_by
+from wasman_host.codec import encoded_delivery
 from wasman_host.errors import ApplicationError, Failure, GuestLimitError
 from wasman_host.guest import abi_v0
 from wasman_host.oplog import Delivery
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from wasman_host.activity import ActivityDefinition, Failed
+    from wasman_host.codec import PayloadCodec
     from wasman_host.events import EventKind
     from wasman_host.guest.live import Guest
     from wasman_host.machine import Machine, Proposal
@@ -55,6 +57,10 @@ class Run(Protocol):
     @property
     def cancel(self) -> Cancel | None:
         """A cancel of which the guest does not know yet."""
+
+    @property
+    def codec(self) -> PayloadCodec | None:
+        """What its payloads are encoded by."""
 
     @property
     def reports(self) -> bool:
@@ -160,11 +166,14 @@ class Calls:
         if delivery is None:
             self._check(call)
             delivery = await self._perform(number, call)
-            await run.commit(machine.answered((delivery,), run.now()))
+            logged = delivery if run.codec is None else encoded_delivery(delivery, run.codec)
+            await run.commit(machine.answered((logged,), run.now()))
             run.resumed()
         if delivery.payload is None:
             return abi_v0.FAILED
-        payload = delivery.payload if delivery.payload.data is not None else await run.loaded(delivery.payload)
+        payload = delivery.payload
+        if payload.data is None or payload.codec:
+            payload = await run.loaded(payload)
         answer = respond(guest, call, payload.content)
         if answer == abi_v0.TOO_LARGE:
             machine.keep(number, call.name, request, payload)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.codec import PayloadCodec
     from wasman_host.events import Event
     from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.module import GuestModule
@@ -65,6 +66,7 @@ class Engine:
         snapshots: When chains of snapshots are merged.
         residents: The guests in memory.
         images: Snapshots that this process holds.
+        codec: What payloads are encoded by, or None.
         worker: This worker's id; a new one after a lost lease.
         observers: Called with what happens to instances.
         checkpointed: Called when a guest that is not repeating its past has asked for a checkpoint, and it is made.
@@ -82,6 +84,7 @@ class Engine:
         residency: Residency | None = None,
         snapshots: SnapshotPolicy | None = None,
         fallback: ActivityDefinition | None = None,
+        codec: PayloadCodec | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
     ) -> None:
         """Nothing is opened yet.
@@ -96,6 +99,7 @@ class Engine:
             residency: How much room guests have.
             snapshots: When chains of snapshots are merged.
             fallback: What answers calls of names that no handler is registered for.
+            codec: What payloads are encoded by before they are stored.
             observers: Called with what happens to instances, in the middle of their work: it must be quick.
         """
         self.store = store
@@ -108,6 +112,7 @@ class Engine:
         self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
         self.observers = tuple(observers)
         self._fallback = fallback
+        self.codec = codec
         self._queues = tuple(queues)
         self._max = max_instances
         self._ttl = lease

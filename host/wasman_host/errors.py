@@ -21,6 +21,7 @@
     │   ├── LimitError                        the instance reached one of its `Limits`; it goes on under a higher one
     │   │   ├── GuestTimeoutError             ... one turn of the guest used more processor time than it may
     │   │   └── GuestLimitError               ... memory, tables, stack, stored bytes, a request or a response
+    │   ├── PayloadCodecError                 a payload was encoded by a codec that is not here, or that failed
     │   ├── InputMismatchError                the guest's entry takes other integers than the run was given
     │   ├── UnsupportedStateError             the state was written by a newer wasman
     │   └── StreamError                       a source or sink cannot be used
@@ -66,6 +67,7 @@ __all__ = [
     "LimitError",
     "ModuleError",
     "NondeterminismError",
+    "PayloadCodecError",
     "ResultTimeoutError",
     "RunEndedError",
     "SecretUnavailableError",
@@ -249,6 +251,10 @@ class GuestTimeoutError(LimitError):
 
 class GuestLimitError(LimitError):
     """The guest reached a limit of its instance, such as memory or stack."""
+
+
+class PayloadCodecError(BlockedError):
+    """A payload was encoded by a codec that this process has not, or the codec has failed."""
 
 
 class InputMismatchError(BlockedError):

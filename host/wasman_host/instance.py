@@ -24,6 +24,7 @@ from attrs import evolve
 
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
+from wasman_host.codec import encoded
 from wasman_host.errors import (
     BlockedError,
     ConcurrentExecutionError,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.checkpoints import Held
+    from wasman_host.codec import PayloadCodec
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
     from wasman_host.images import Restored
@@ -291,6 +293,11 @@ class Instance:
         """A cancel of which the guest does not know yet, taken from the mail or still in it."""
         taken = self.machine.record.cancel
         return self._cancelling if taken is None else self.machine.pending_cancel
+
+    @property
+    def codec(self) -> PayloadCodec | None:
+        """What its payloads are encoded by."""
+        return self._engine.codec
 
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name` in this worker, or None."""
@@ -536,11 +543,13 @@ class Instance:
 
     async def loaded(self, payload: Payload) -> Payload:
         """The payload with its bytes."""
-        return payload if payload.data is not None else await self._past.loaded(payload)
+        if payload.data is not None and not payload.codec:
+            return payload
+        return await self._past.loaded(payload)
 
     @property
     def _past(self) -> Past:
-        return Past(self._store, self.machine)
+        return Past(self._store, self.machine, self._engine.codec)
 
     # Running
 
@@ -776,7 +785,7 @@ class Instance:
     async def _finish(self, result: Payload) -> None:
         """The guest has returned: decide the result and the sinks' lengths in one commit."""
         publishing = await self._streams.finished(self.machine)
-        await self._commit_end(self.machine.completed(result, publishing, self.now()))
+        await self._commit_end(self.machine.completed(encoded(result, self.codec), publishing, self.now()))
 
     async def _publish(self) -> None:
         """Give the sinks their names; after a crash again, which changes nothing."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
+from wasman_host.codec import PayloadCodec, decoded
 from wasman_host.errors import CorruptSnapshotError, GuestLimitError
 from wasman_host.images import Restored
 from wasman_host.machine import Machine
@@ -35,10 +36,12 @@ class Past:
     Attributes:
         store: Where it is kept.
         machine: Its state machine, whose record and tail say what there must be.
+        codec: What payloads were encoded by, or None.
     """
 
     store: Store
     machine: Machine
+    codec: PayloadCodec | None = None
 
     @property
     def key(self) -> Key:
@@ -173,9 +176,9 @@ class Past:
         raise CorruptSnapshotError(message)
 
     async def loaded(self, payload: Payload) -> Payload:
-        """The payload with its bytes. Raises `CorruptSnapshotError`."""
+        """The payload as it was, with its bytes. Raises `CorruptSnapshotError` and `PayloadCodecError`."""
         if payload.data is not None:
-            return payload
+            return decoded(payload, self.codec)
         address = Address(self.key.tenant, self.key.id, self.machine.run, "payload", payload.blob)
         loaded = payload.with_data(
             unseal(address, await self.store.blob(self.machine.run, payload.blob), at_most=payload.size)
@@ -183,4 +186,4 @@ class Past:
         if len(loaded.content) != payload.size or Payload.of(loaded.content).digest != payload.stated:
             message = f"{address} is not the one that the log names; restore it from a backup, then unblock"
             raise CorruptSnapshotError(message)
-        return loaded
+        return decoded(loaded, self.codec)

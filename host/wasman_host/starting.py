@@ -22,6 +22,7 @@ from attrs import field, frozen
 
 from wasman_host import control
 from wasman_host.annotations import check_annotations
+from wasman_host.codec import encoded
 from wasman_host.deployments import deployed
 from wasman_host.errors import (
     InvalidArgumentError,
@@ -44,6 +45,7 @@ from wasman_host.stored import columns_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wasman_host.codec import PayloadCodec
     from wasman_host.deployments import Deployment
     from wasman_host.machine import Proposal
     from wasman_host.payload import Payload
@@ -151,6 +153,7 @@ async def start(
     session: Payload | None,
     options: StartOptions,
     workers: Sequence[Adopter] = (),
+    codec: PayloadCodec | None = None,
 ) -> str:
     """Start a run; one of `workers` begins it at once if it may, else some worker will claim it. Its run id.
 
@@ -158,6 +161,7 @@ async def start(
 
     Raises:
         InvalidArgumentError: The id or an option cannot be used, or the input does not fit the guest's entry.
+        PayloadCodecError: The codec has failed.
         WorkflowNotFoundError: Nothing is deployed under the name.
         WorkflowAlreadyExistsError: The id has a run, and the policies refuse another one.
         WasmVersionMismatchError: The name points at another module than `options.module`.
@@ -181,13 +185,14 @@ async def start(
     if session is not None:
         check_size(id_, "session", session, options.limits)
     _check_integers(id_, workflow, name, given)
+    stored = encoded(given, codec), None if session is None else encoded(session, codec)
     place = _Place()
     while True:
         run = store.new_run(key)
         now = store.now()
         begins = now + options.start_delay
         pinned = _pinned(workflow, name, options, begins, place)
-        proposal = create(tenant, id_, run, pinned, given, session, now, begins=begins, deflate=store.deflates)
+        proposal = create(tenant, id_, run, pinned, *stored, now, begins=begins, deflate=store.deflates)
         worker, owner = _adopter(workers, options.queue) if begins == now else (None, None)
         wake = None if owner else begins
         change = creation(key, proposal, owner=owner, wake=wake, expected=place.expected)

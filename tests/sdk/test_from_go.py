@@ -1,23 +1,16 @@
 """docs/from-go-wasman.md names every exported name of the Go package, and nothing here that there is not."""
 
-import inspect
-import re
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import wasman_sdk
 from tests.doc_pages import ROOT
-from wasman_host.store import open_store
+from tests.sdk.mapped_names import CODE, check
 
 PAGE = ROOT / "docs" / "from-go-wasman.md"
 NAMES = Path(__file__).with_name("go_names.txt")
 PENDING: frozenset[str] = frozenset()  # names of Python that the page may mention before they are there
-
-CODE = re.compile(r"`([^`]+)`")
 
 
 def go_names() -> list[str]:
@@ -39,43 +32,6 @@ def test_every_exported_name_is_there_once() -> None:
     mapped = [name for names, _ in rows() for name in names]
     assert sorted(mapped) == sorted(go_names())
     assert len(set(mapped)) == len(mapped) > 100
-
-
-def parameters(function: Any) -> set[str]:
-    """Its parameters; for those that hand options on, these too."""
-    found = set(inspect.signature(function).parameters)
-    return found | set(wasman_sdk.RunnerOptions.__annotations__) if "options" in found else found
-
-
-def has(owner: Any, name: str) -> bool:
-    """Whether instances have it: of the class, or an attribute that its docstring speaks of."""
-    documented = re.search(rf"^\s*{name}: ", inspect.getdoc(owner) or "", re.MULTILINE)
-    return hasattr(owner, name) or documented is not None
-
-
-def guests_export(name: str) -> bool:
-    package, _, function = name.partition(".")
-    folder = ROOT / "guest_sdk" / ("steps" if package == "steps" else "")
-    return any(re.search(rf"^func {function}\(", path.read_text("utf-8"), re.MULTILINE) for path in folder.glob("*.go"))
-
-
-def check(mentioned: str) -> None:
-    if "://" in mentioned:
-        open_store(mentioned)
-    elif mentioned.startswith(("wasman.", "steps.")):
-        assert guests_export(mentioned), f"guests have no {mentioned}"
-    else:
-        call = re.fullmatch(r"([\w.]+)\((\w+)=\)", mentioned)
-        path = call[1] if call else mentioned
-        first, *rest = path.split(".")
-        assert first in wasman_sdk.__all__, f"wasman_sdk exports no {first}"
-        owner = reduce(getattr, rest[:-1], getattr(wasman_sdk, first))
-        if rest:
-            assert has(owner, rest[-1]), f"{first} has no {rest[-1]}"
-        if call:
-            assert call[2] in parameters(reduce(getattr, rest, getattr(wasman_sdk, first))), (
-                f"{path} takes no {call[2]}"
-            )
 
 
 @pytest.mark.parametrize("mentioned", sorted({name for _, here in rows() for name in here}))

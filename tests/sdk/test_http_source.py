@@ -370,7 +370,7 @@ async def test_what_is_not_there_is_refused_at_the_start(
 async def test_nobody_listens(client: Client, site: Site, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/x?key=hidden"
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/x?page=hidden"
         given = Fetch(download=HttpSource(url=url), upload=FileSink(path=tmp_path / "out"))
         with pytest.raises(InvalidArgumentError, match=r"/x cannot be reached \(.*\); try again later"):
             await client.start_workflow(COPY, None, id="w", session=given)

@@ -29,6 +29,7 @@ EXPECTED = {
     "HttpSource",
     "Limits",
     "ListWorkflowsPageInput",
+    "PayloadCodec",
     "PendingActivity",
     "RetryPolicy",
     "Runner",

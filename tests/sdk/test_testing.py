@@ -7,10 +7,12 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from tests import wat
 from wasman_sdk import (
+    ActivityCancelledError,
     BlockedError,
     Client,
     ClientInterceptor,
@@ -26,7 +28,7 @@ from wasman_sdk import (
     WorkflowTimedOutError,
     activity,
 )
-from wasman_sdk.testing import Fault, How, Point, WorkflowEnvironment, assert_survives
+from wasman_sdk.testing import ActivityEnvironment, Fault, How, Point, WorkflowEnvironment, assert_survives
 from wasman_sdk.testing.plugin import OpenEnvironment, wasman_environment
 
 __all__ = ["wasman_environment"]  # the fixture, also where the project is not installed
@@ -327,6 +329,29 @@ async def test_interceptors_are_around_mocks_as_well() -> None:
     assert counts.names == ["start w", "note", "else"]
 
 
+async def test_client_and_workers_share_a_codec() -> None:
+    class Backwards:
+        name = "backwards"
+
+        def __init__(self) -> None:
+            self.encoded = 0
+
+        def encode(self, data: bytes) -> bytes:
+            self.encoded += 1
+            return data[::-1]
+
+        def decode(self, data: bytes) -> bytes:
+            return data[::-1]
+
+    codec = Backwards()
+    fault = Fault(Point("commit", 1), How.DIES_AFTER)
+    async with WorkflowEnvironment(
+        workflows=[flow(wat.call("note", b'"x"'))], activities=[note], codec=codec, faults=[fault]
+    ) as env:
+        assert await env.client.execute_workflow("flow", id="w") == ["x"]
+    assert codec.encoded == 3  # input, answer, result
+
+
 async def test_what_a_test_raises_is_not_wrapped() -> None:
     with pytest.raises(ZeroDivisionError):
         async with WorkflowEnvironment():
@@ -469,6 +494,67 @@ async def test_a_run_that_does_not_end_is_told() -> None:
 
     with pytest.raises(AssertionError, match="it did not end"):
         await assert_survives(stalls, workflows=[flow(*STEPS)], activities=[note], timeout=0.5)
+
+
+# One activity by itself
+
+
+async def test_an_activity_runs_by_itself_with_its_info_and_heartbeats() -> None:
+    @activity
+    async def counts(upto: int, step: int = 1) -> str:
+        info = activity.info()
+        for done in range(info.heartbeat_details[0], upto, step):
+            activity.heartbeat(done, {"of": upto})
+        await checkpoint()
+        return f"{info.name} {info.attempt} {info.idempotency_key} {info.workflow_id} {info.started.isoformat()}"
+
+    env = ActivityEnvironment(
+        name="counts", attempt=2, heartbeat_details=[3], workflow_id="w", run_id="r", started=START
+    )
+    assert await env.run(counts, 7, step=2) == "counts 2 r/0 w 2026-01-01T00:00:00+00:00"
+    assert env.heartbeats == [(3, {"of": 7}), (5, {"of": 7})]
+    with pytest.raises(RuntimeError, match="outside of an activity"):
+        activity.info()
+
+
+async def test_a_sync_activity_runs_by_itself_and_sees_that_it_is_cancelled() -> None:
+    @activity
+    def sync(text: str) -> str:
+        activity.heartbeat()
+        return f"{text} {activity.is_cancelled()}"
+
+    env = ActivityEnvironment()
+    assert env.run(sync, "x") == "x False"
+    assert env.heartbeats == [()]
+    env.cancel()
+    with pytest.raises(ActivityCancelledError, match="is over"):
+        env.run(sync, "x")
+
+
+async def test_an_async_activity_by_itself_is_cancelled() -> None:
+    tidied: list[str] = []
+
+    @activity
+    async def waits(text: str) -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            tidied.append(text)
+        return text
+
+    env = ActivityEnvironment(name="waits")
+    async with anyio.create_task_group() as tasks:
+
+        async def expect() -> None:
+            with pytest.raises(ActivityCancelledError, match="activity 'waits' was cancelled"):
+                await env.run(waits, "x")
+
+        tasks.start_soon(expect)
+        await anyio.wait_all_tasks_blocked()
+        env.cancel()
+    assert tidied == ["x"]
+    with pytest.raises(ActivityCancelledError):  # and one that begins after that
+        await env.run(waits, "y")
 
 
 # The fixture

@@ -6,7 +6,16 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from wasman_sdk import Client, RetryPolicy, Session, Source, Worker, Workflow, WorkflowHandle, activity
-from wasman_sdk.testing import ActivityMock, Fault, How, Point, Survival, WorkflowEnvironment, assert_survives
+from wasman_sdk.testing import (
+    ActivityEnvironment,
+    ActivityMock,
+    Fault,
+    How,
+    Point,
+    Survival,
+    WorkflowEnvironment,
+    assert_survives,
+)
 
 
 class Order(BaseModel):
@@ -92,6 +101,8 @@ async def tested(env: WorkflowEnvironment) -> Receipt:
 
 async def survived() -> None:
     """The same, with crashes."""
+    assert_type(await ActivityEnvironment().run(reserve, Order(item="book"), Pool()), int)
+    assert_type(ActivityEnvironment(attempt=2).run(charge, Order(item="book")), Receipt)
     assert_type(await assert_survives(tested, workflows=[ORDERS], check=print), Survival)
     async with WorkflowEnvironment(activities=[charge], faults=[Fault(Point("commit", 2), How.DIES_AFTER)]) as env:
         assert_type(env.client, Client)

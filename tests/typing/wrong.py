@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from tests.typing.right import ORDERS, Order, Pool, Receipt, Shop, Warehouse, charge, reserve
 from wasman_sdk import Client, RetryPolicy, Worker, Workflow, activity
-from wasman_sdk.testing import Fault, WorkflowEnvironment
+from wasman_sdk.testing import ActivityEnvironment, Fault, WorkflowEnvironment
 
 
 async def a_wrong_input(client: Client, session: Shop) -> None:
@@ -69,3 +69,4 @@ async def a_wrong_test(env: WorkflowEnvironment) -> None:
     receipt: Order = await env.client.execute_workflow(ORDERS, Order(item="book"), id="a")  # wrong
     del receipt
     Fault("commit", 2)  # wrong
+    ActivityEnvironment().run(charge, Receipt(number=1))  # wrong

@@ -193,7 +193,7 @@ def _print_timeline(events: Sequence[HistoryEvent], description: WorkflowDescrip
                 event.kind,
                 "" if event.operation is None else f"{event.operation}",
                 f"{int(event.name) / 1e9:g} s" if event.kind == "fired" and event.name.isdecimal() else event.name,
-                f"{event.size:,}",
+                f"{event.size:,} encoded by {event.codec}" if event.codec else f"{event.size:,}",
                 one_line(event.failure),
             )
         )

@@ -7,12 +7,14 @@
 Installed, it brings the pytest fixture `wasman_environment` along.
 """
 
+from wasman_sdk.testing._activities import ActivityEnvironment
 from wasman_sdk.testing._environment import WorkflowEnvironment
 from wasman_sdk.testing._faults import Fault, FaultyStore, How, Point
 from wasman_sdk.testing._mocks import ActivityMock, RecordedCall
 from wasman_sdk.testing._survival import Survival, assert_survives
 
 __all__ = [
+    "ActivityEnvironment",
     "ActivityMock",
     "Fault",
     "FaultyStore",

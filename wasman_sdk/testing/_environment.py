@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.codec import PayloadCodec
     from wasman_host.store import Change, Key
     from wasman_sdk._handlers import FallbackHandler
     from wasman_sdk._interceptors import ClientInterceptor
@@ -67,6 +68,7 @@ class WorkflowEnvironment:
         faults: Sequence[Fault] = (),
         tenant: str = "default",
         client_interceptors: Sequence[ClientInterceptor] = (),
+        codec: PayloadCodec | None = None,
         **worker: Any,
     ) -> None:
         """Nothing is opened yet.
@@ -82,6 +84,7 @@ class WorkflowEnvironment:
                 its death, and so on.
             tenant: Whose instances the client sees.
             client_interceptors: Those of the client.
+            codec: What payloads are encoded by, by the client and by the workers.
             worker: Other options of `Worker`, its own `interceptors` for example.
         """
         now = datetime.now(UTC) if start is None else start
@@ -99,7 +102,7 @@ class WorkflowEnvironment:
             "graceful_shutdown_timeout": timedelta(0),
             **worker,
         }
-        self._client_interceptors = tuple(client_interceptors)
+        self._client_interceptors, self._codec = tuple(client_interceptors), codec
         self._stack = contextlib.AsyncExitStack()
         self._leaving, self._left, self._serving = anyio.Event(), anyio.Event(), anyio.Event()
         self._life = anyio.CancelScope()
@@ -109,7 +112,9 @@ class WorkflowEnvironment:
         async with contextlib.AsyncExitStack() as stack:
             await self._store.open()
             stack.push_async_callback(self._store.close)
-            self.client = Client.over(self._store, self._tenant, interceptors=self._client_interceptors)
+            self.client = Client.over(
+                self._store, self._tenant, interceptors=self._client_interceptors, codec=self._codec
+            )
             for workflow in self._workflows:
                 await self.client.deploy_absent(workflow)
             tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -202,7 +207,7 @@ class WorkflowEnvironment:
             store.seen = partial(self._seen, ids)
             with anyio.CancelScope() as self._life:
                 store.die = self._life.cancel
-                client = Client.over(store.as_store, self._tenant)
+                client = Client.over(store.as_store, self._tenant, codec=self._codec)
                 async with _Worker(self._activities, client, **self._options):
                     self._serving.set()
                     if not started:
