@@ -76,7 +76,7 @@ class Client:
         self.store = store
         self.tenant = tenant
         self._interceptors = checked(interceptors, ClientInterceptor)
-        self.codec = checked_codec(codec)
+        self.codec: PayloadCodec | None = checked_codec(codec)
         self.is_open: bool = False
         self.workers: list[starting.Adopter] = []
         self._stack = contextlib.AsyncExitStack()

@@ -33,6 +33,7 @@ from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Trapped
 from wasman_host.instance import HOST, Instance, integers_fit
 from wasman_host.machine import Machine, Proposal, create
+from wasman_host.mail import ending
 from wasman_host.payload import Payload
 from wasman_host.record import Pinned
 from wasman_host.seal import Address, seal
@@ -139,7 +140,7 @@ class DirectInstance(Instance):
 
     async def ended(self) -> bool:
         """Whether its mail ends it, which is done then."""
-        terminating = self.ending(await self._store.mail(self.key))
+        terminating = ending(await self._store.mail(self.key))
         if terminating is not None:
             await self._close_as(terminating)
         return terminating is not None
@@ -195,9 +196,11 @@ class DirectInstance(Instance):
         self.idle, self.spent = False, True
         try:
             result = await self._returned(entry, arguments)
-            held, changed = self.holds(guest), self.changed(guest)
+            checkpoints = self.checkpoints
+            assert checkpoints is not None, "only what has an image is executed directly"
+            held, changed = checkpoints.holds(guest), checkpoints.changed(guest)
             await self.commit(self.snapshot(guest, held, changed))
-            self.snapshot_kept(guest, held, changed)
+            checkpoints.kept(guest, held, changed)
         except ExecutionFailed:
             await self._undone()
             raise

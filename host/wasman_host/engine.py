@@ -24,6 +24,7 @@ from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
 from wasman_host.known_streams import known_types
+from wasman_host.mail import cancel_in, ending
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
@@ -414,7 +415,7 @@ class Engine:
                 continue
             messages = await self.store.mail(key)
             try:
-                terminating, cancel = instance.ending(messages), instance.cancel_in(messages)
+                terminating, cancel = ending(messages), cancel_in(messages, instance.run)
             except CorruptSnapshotError as error:
                 instance.block(error)
                 continue

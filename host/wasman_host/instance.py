@@ -15,15 +15,15 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import shlex
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import anyio
 import anyio.lowlevel
 from attrs import evolve
 
 from wasman_host.calls import Calls, GivenUp, respond
+from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
 from wasman_host.errors import (
     BlockedError,
@@ -33,7 +33,6 @@ from wasman_host.errors import (
     GuestLimitError,
     GuestTimeoutError,
     InputMismatchError,
-    LimitError,
     ModuleError,
     StoreUnavailableError,
     UnsupportedStateError,
@@ -46,25 +45,27 @@ from wasman_host.guest.memory import Baseline
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
 from wasman_host.machine import Machine, Proposal, Terminating
+from wasman_host.mail import DamagedMailError, cancel_in, ending
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
+from wasman_host.reasons import exceeded, with_command
 from wasman_host.record import Cancel, Record, encode_record
-from wasman_host.seal import Address, seal, unseal
+from wasman_host.seal import Address, seal
 from wasman_host.session_streams import SessionStreams
-from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
-from wasman_host.stored import columns_of, mail_address, open_record, open_tail, unread_end
+from wasman_host.stored import columns_of, open_record, open_tail, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from wasman_host.activity import ActivityDefinition
+    from wasman_host.checkpoints import Held
     from wasman_host.codec import PayloadCodec
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
     from wasman_host.images import Restored
-    from wasman_host.store.protocol import Claim, Key, Message
+    from wasman_host.store.protocol import Claim, Message
 
 __all__ = ["HOST", "Instance", "integers_fit"]
 
@@ -100,23 +101,6 @@ class _Evicted(Exception):  # noqa: N818  not an error: the guest's memory was g
     """What the guest waited for is in the log, and the guest has to be taken up again."""
 
 
-class _DamagedMailError(CorruptSnapshotError):
-    """Mail that cannot be read. It is taken off the instance, which would be claimed for it again and again."""
-
-    def __init__(self, message: str, messages: Sequence[tuple[str, str]]) -> None:
-        super().__init__(message)
-        self.messages = messages
-
-
-class Held(NamedTuple):
-    """What a snapshot holds besides pages, and where in the log it was made."""
-
-    size: int
-    globals: Sequence[tuple[int, bytes]]
-    state: dict[str, Any]
-    entries: int
-
-
 class Instance:
     """One claimed instance and the task that lives it.
 
@@ -128,11 +112,11 @@ class Instance:
         mailed: Whether there was unread mail for it at its last commit.
         machine: Its state machine.
         guest: Its guest, or None where there is none in memory.
+        checkpoints: What takes the guest's snapshots, or None where it has no image to lie over.
     """
 
     __slots__ = (
         "_ahead",
-        "_baseline",
         "_beside",
         "_blocking",
         "_calls",
@@ -143,7 +127,6 @@ class Instance:
         "_engine",
         "_entry",
         "_handing_back",
-        "_held",
         "_interrupt_due",
         "_leaving",
         "_module",
@@ -158,6 +141,7 @@ class Instance:
         "_until",
         "_version",
         "_waits",
+        "checkpoints",
         "expires",
         "guest",
         "key",
@@ -168,6 +152,7 @@ class Instance:
     )
 
     machine: Machine
+    checkpoints: Checkpoints | None
 
     def __init__(self, engine: Engine, claim: Claim, created: Proposal | None = None) -> None:
         """Take a claim up.
@@ -199,7 +184,6 @@ class Instance:
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
-        self._held: Held | None = None  # of the last snapshot that this task has written
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
@@ -469,7 +453,7 @@ class Instance:
         taken = False
         if self._stored.mail and not publishing:
             messages = await self._store.mail(self.key)
-            terminating = self.ending(messages)
+            terminating = ending(messages)
             if terminating is not None:
                 await self._close_as(terminating)
                 return False
@@ -541,18 +525,20 @@ class Instance:
         guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
         guest.transfer = self._transfer
         self._engine.residents.enters(self)
-        self._baseline: Baseline | None = None
-        self._held = None
+        baseline: Baseline | None = None
         if restored is not None:
             guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
-            self._baseline = Baseline(restored.image, restored.touched)
+            baseline = Baseline(restored.image, restored.touched)
             world.random = machine.random
         elif origin is not None and initialised:
             guest.restore(origin.image, origin.globals)
-            self._baseline = Baseline(origin.image)
+            baseline = Baseline(origin.image)
         elif origin is not None and self._reentrant:
             guest.lay(origin.image)
-            self._baseline = Baseline(origin.image)
+            baseline = Baseline(origin.image)
+        self.checkpoints = (
+            Checkpoints(machine, origin, baseline) if origin is not None and baseline is not None else None
+        )
         world.time = machine.time
 
     async def loaded(self, payload: Payload) -> Payload:
@@ -625,34 +611,10 @@ class Instance:
                 await anyio.lowlevel.checkpoint()
                 since += time.thread_time() - began  # what others did meanwhile is not its own
             elif isinstance(outcome, Exceeded):
-                raise self._exceeded(outcome)
+                raise exceeded(self.key, machine.pinned.limits, outcome)
             else:
                 guest.world.flush()
                 return outcome
-
-    def _exceeded(self, outcome: Exceeded) -> GuestLimitError:
-        limits = self.machine.pinned.limits
-        if outcome.refused:
-            message = (
-                f"this machine refuses the guest of {self.key} {outcome.used:,} bytes of memory ({outcome.refused}); "
-                f"free some, then unblock"
-            )
-        elif outcome.limit == "memory":
-            message = (
-                f"the guest of {self.key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
-                f"mend the guest or raise the limit, then unblock"
-            )
-        elif outcome.limit == "table_elements":
-            message = (
-                f"the guest of {self.key} has a table of {outcome.used:,} elements and may have "
-                f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
-            )
-        else:
-            message = (
-                f"the guest of {self.key} ran into the end of its stack, {limits.stack:,} bytes: its calls nest too "
-                f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
-            )
-        return GuestLimitError(message, "" if outcome.refused else outcome.limit)
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -797,66 +759,26 @@ class Instance:
         if not self._reentrant or machine.replaying:
             return
         token = await self._streams.sync(machine)
-        held, changed = self.holds(guest, token), self.changed(guest)
-        if held == self._held and not changed:
+        checkpoints = self.checkpoints
+        assert checkpoints is not None, "a re-entrant guest was laid over an image"
+        held, changed = checkpoints.holds(guest, token), checkpoints.changed(guest)
+        if held == checkpoints.last and not changed:
             return  # it would be the last one again, and a guest could have it written for ever
         await self.commit(self.snapshot(guest, held, changed))
-        self.snapshot_kept(guest, held, changed)
+        checkpoints.kept(guest, held, changed)
         self._streams.token = token
 
-    def holds(self, guest: Guest, token: Any = None) -> Held:
-        """What a snapshot of the guest as it is would hold besides pages."""
-        machine = self.machine
-        machine.random = guest.world.random
-        state = machine.state()
-        if token is not None:
-            state["token"] = token
-        return Held(len(guest.memory()), guest.globals(), state, machine.tail.entries)
-
-    def changed(self, guest: Guest) -> dict[int, bytes]:
-        """The pages of the guest that differ from the last snapshot."""
-        assert self._baseline is not None, "a re-entrant guest was laid over an image"
-        return self._baseline.difference(guest.base, guest.memory())
-
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
-        """What to commit to keep all that can influence the guest.
-
-        Raises:
-            GuestLimitError: The run would have more stored than it may.
-        """
-        machine, baseline, origin, pages = self.machine, self._baseline, self._origin, changed
-        assert baseline is not None, "a re-entrant guest was laid over an image"
-        assert origin is not None, "a module that can be snapshotted has an image"
-        chain = machine.record.snapshot.deltas if machine.record.snapshot else ()
-        if self._engine.snapshots.folds(machine.record.snapshot):
-            chain = ()
-        if not chain:
-            pages = baseline.fold(guest.base, guest.memory(), origin.image)
-        parent = chain[-1][1] if chain else origin.digest
-        delta = Delta(parent, held.size, runs_of(pages), b"".join(pages.values()), held.globals, held.state)
-        name = f"snapshot-{self._version + 1}"
-        address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
-        sealed = seal(address, encode_delta(delta), deflate=self._store.deflates)
-        proposal = machine.checkpoint(name, sealed, chain)
-        allowed = machine.pinned.limits.stored
-        if proposal.tail.stored > allowed:
-            message = (
-                f"with this snapshot {self.key} would have {proposal.tail.stored:,} bytes stored and may have "
-                f"{allowed:,}; raise the limit and unblock, or terminate it"
-            )
-            raise GuestLimitError(message, "stored")
-        return proposal
-
-    def snapshot_kept(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> None:
-        """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""
-        self._held = held
-        baseline = self._baseline
-        assert baseline is not None, "a re-entrant guest was laid over an image"
-        baseline.kept(changed)
-        rebased = baseline.rebased(guest.memory())
-        if rebased is not None:
-            guest.lay(rebased.image)
-            self._baseline = rebased
+        """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
+        assert self.checkpoints is not None, "a re-entrant guest was laid over an image"
+        return self.checkpoints.proposal(
+            guest,
+            held,
+            changed,
+            name=f"snapshot-{self._version + 1}",
+            policy=self._engine.snapshots,
+            deflate=self._store.deflates,
+        )
 
     # Ending
 
@@ -881,31 +803,9 @@ class Instance:
 
     # Mail
 
-    def ending(self, messages: Sequence[Message]) -> Terminating | None:
-        """How `messages` end the run, if one of them does.
-
-        Raises:
-            CorruptSnapshotError: A message cannot be read.
-        """
-        terminating = None
-        for message in messages:
-            body = _body(message)
-            if message.kind == "terminate" and terminating is None:
-                terminating = Terminating(Status.TERMINATED, "terminate", str(body["reason"]), (message.id,))
-        return terminating
-
-    def cancel_in(self, messages: Sequence[Message]) -> Cancel | None:
-        """The cancel of this run among `messages`, the first one. Raises `CorruptSnapshotError`."""
-        for message in messages:
-            if message.kind == "cancel":
-                body = _body(message)
-                if body["run"] == self.run:
-                    return Cancel(message.id, str(body["reason"]))
-        return None
-
     async def _take_mail(self, messages: Sequence[Message]) -> bool:
         """Take cancels off the instance, or it would be claimed for them again and again; whether nothing is left."""
-        cancel = None if self.machine.record.cancel is not None else self.cancel_in(messages)
+        cancel = None if self.machine.record.cancel is not None else cancel_in(messages, self.run)
         late = [(m.id, m.kind) for m in messages if m.kind == "cancel" and (cancel is None or m.id != cancel.message)]
         if cancel is not None or late:
             await self.commit(self.machine.mail_taken(cancel, late))
@@ -937,10 +837,10 @@ class Instance:
 
     async def _block(self, error: BlockedError) -> None:
         await self._let_go()
-        error = _with_command(error, self.key)
+        error = with_command(error, self.key)
         text = f"run {self.run} of {self.key} is blocked: {error}"
         self.report("blocked", logging.WARNING, text, reason=str(error))
-        if isinstance(error, _DamagedMailError):
+        if isinstance(error, DamagedMailError):
             proposal = self.machine.blocked(CorruptSnapshotError(str(error)))
             proposal = self.machine.closed_with_mail(proposal, error.messages)
         else:
@@ -954,7 +854,7 @@ class Instance:
         """
         stored = self._stored
         try:
-            terminating = self.ending(await self._store.mail(self.key)) if stored.mail else None
+            terminating = ending(await self._store.mail(self.key)) if stored.mail else None
         except CorruptSnapshotError as damaged:
             self.log.warning("mail for run %s of %s: %s", self.run, self.key, damaged)
             terminating = None
@@ -1116,29 +1016,6 @@ class Instance:
         if guest is not None:
             self._engine.residents.leaves(self)
             guest.close()
-
-
-def _body(message: Message) -> Any:
-    """What a message says. Raises `CorruptSnapshotError`."""
-    address = mail_address(message.key, message.kind, message.id)
-    try:
-        return json.loads(unseal(address, message.body))
-    except CorruptSnapshotError as error:
-        raise _DamagedMailError(str(error), [(message.id, "damaged")]) from error
-
-
-_UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
-
-
-def _with_command(error: BlockedError, key: Key) -> BlockedError:
-    """The same error; where a limit was reached, its first line ends with the command that raises it."""
-    if not isinstance(error, LimitError) or not error.limit:
-        return error
-    tenant = "" if key.tenant == "default" else f" --tenant {shlex.quote(key.tenant)}"
-    option = f"--{error.limit.replace('_', '-')} {_UNITS.get(error.limit, 'BYTES')}"
-    first, newline, rest = str(error).partition("\n")
-    message = f"{first} (wasman unblock {shlex.quote(key.id)}{tenant} {option}){newline}{rest}"
-    return type(error)(message, error.limit)
 
 
 def _is_json(data: bytes) -> bool:

@@ -3,8 +3,9 @@
 import gc
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -12,18 +13,17 @@ import pytest
 
 from tests import wat
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers
-from wasman_host.activity import ActivityCall, Retry
-from wasman_host.errors import ApplicationError
+from wasman_host.activity import ActivityCall
 from wasman_host.guest import memory
 from wasman_host.guest.memory import PAGE, maps
 from wasman_host.images import Images, Restored
 from wasman_host.instance import Instance
 from wasman_host.machine import Proposal
 from wasman_host.residents import Residency
-from wasman_host.store import Status
+from wasman_host.store import Change, Lost, Status, Step, Unread, Won
 
 
-async def test_an_eviction_at_the_end_of_a_backoff_is_not_felt_inside_of_a_commit(
+async def test_an_eviction_at_the_end_of_a_timer_is_not_felt_inside_of_a_commit(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger()
@@ -31,23 +31,45 @@ async def test_an_eviction_at_the_end_of_a_backoff_is_not_felt_inside_of_a_commi
     commit = Instance.commit
 
     async def evicts(self: Instance, proposal: Proposal) -> None:
-        begins = proposal.record is not None and any(one.retry_at is None for one in proposal.record.open)
-        if begins and not evicted:
+        if not evicted and any(one.kind == "fired" for one in proposal.delivered):
             evicted.append(self.evict())
         await commit(self, proposal)
 
-    def flaky(call: ActivityCall) -> bytes:
-        if call.attempt == 1:
-            message = "not yet"
-            raise ApplicationError(message)
-        return ledger.note(call)
-
     monkeypatch.setattr(Instance, "commit", evicts)
-    await lab.start(wat.script(wat.call("flaky", b"1"), wat.call("note", b"2")))
+    await lab.start(wat.script(wat.sleep(50_000_000), wat.call("note", b"2")))
     with anyio.fail_after(5):
-        result = await lab.complete(answers("flaky", flaky, retry=Retry(initial_interval=0.001)), ledger.activity())
-    assert (result, evicted) == ([1, 2], [True])
-    assert ledger.attempts == [2, 1]
+        result = await lab.complete(ledger.activity())
+    assert (result, evicted) == ([0, 2], [True])
+    assert ledger.attempts == [1]
+
+
+async def test_what_interrupts_inside_of_a_commit_waits_for_its_outcome(lab: MemoryLab) -> None:
+    class Interrupting:
+        """A store inside of whose commit of the first answer the worker is told to leave."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lab.store, name)
+
+        async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+            outcomes = await lab.store.commit(changes)
+            if any(change.entries and change.key.id == "w" for change in changes) and not interrupted:
+                [instance] = engine._live.values()
+                instance.leave()
+                interrupted.append(True)
+                await anyio.lowlevel.checkpoint()
+            return outcomes
+
+    interrupted: list[bool] = []
+    ledger = Ledger()
+    await lab.start(wat.script(wat.call("note", b"1"), wat.call("note", b"2")))
+    async with lab.worker(ledger.activity(), store=Interrupting(), max_instances=1) as engine:
+        with anyio.fail_after(5):
+            while not interrupted or (await lab.look()).stored.columns.owner == engine.worker:
+                await anyio.sleep(0.001)
+                if (await lab.look()).status is Status.COMPLETED:
+                    break
+        assert await lab.result() == [1, 2]
+    assert ledger.attempts == [1, 1]
 
 
 @pytest.mark.skipif(not maps(), reason="this kernel does not list the pages that were written")

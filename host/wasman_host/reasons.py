@@ -1,0 +1,54 @@
+"""Why a guest goes no further: what limit it has met, in words, and the command that takes it on."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from wasman_host.errors import GuestLimitError, LimitError
+
+if TYPE_CHECKING:
+    from wasman_host.errors import BlockedError
+    from wasman_host.guest.live import Exceeded
+    from wasman_host.record import Limits
+    from wasman_host.store.protocol import Key
+
+__all__ = ["exceeded", "with_command"]
+
+_UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
+
+
+def exceeded(key: Key, limits: Limits, outcome: Exceeded) -> GuestLimitError:
+    """The error of a guest that has run into one of its limits, or into what this machine has."""
+    if outcome.refused:
+        message = (
+            f"this machine refuses the guest of {key} {outcome.used:,} bytes of memory ({outcome.refused}); "
+            f"free some, then unblock"
+        )
+    elif outcome.limit == "memory":
+        message = (
+            f"the guest of {key} wants {outcome.used:,} bytes of memory and may use {limits.memory:,}; "
+            f"mend the guest or raise the limit, then unblock"
+        )
+    elif outcome.limit == "table_elements":
+        message = (
+            f"the guest of {key} has a table of {outcome.used:,} elements and may have "
+            f"{limits.table_elements:,}; mend the guest or raise the limit, then unblock"
+        )
+    else:
+        message = (
+            f"the guest of {key} ran into the end of its stack, {limits.stack:,} bytes: its calls nest too "
+            f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
+        )
+    return GuestLimitError(message, "" if outcome.refused else outcome.limit)
+
+
+def with_command(error: BlockedError, key: Key) -> BlockedError:
+    """The same error; where a limit was reached, its first line ends with the command that raises it."""
+    if not isinstance(error, LimitError) or not error.limit:
+        return error
+    tenant = "" if key.tenant == "default" else f" --tenant {shlex.quote(key.tenant)}"
+    option = f"--{error.limit.replace('_', '-')} {_UNITS.get(error.limit, 'BYTES')}"
+    first, newline, rest = str(error).partition("\n")
+    message = f"{first} (wasman unblock {shlex.quote(key.id)}{tenant} {option}){newline}{rest}"
+    return type(error)(message, error.limit)
