@@ -233,3 +233,33 @@ def test_a_retry_policy_is_checked_and_frozen() -> None:
         policy.maximum_attempts = 3  # type: ignore[misc]
     host = RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=5)).for_host()
     assert [host.delay(attempt) for attempt in (1, 2, 3, 1000)] == [2, 4, 5, 5]
+
+
+async def test_types_that_changed_between_attempts_are_a_failure_that_names_the_field(client: Client) -> None:
+    failed = anyio.Event()
+
+    @activity(name="locate", retry=RetryPolicy(initial_interval=timedelta(milliseconds=50)))
+    async def before(_: Address) -> None:
+        failed.set()
+        raise OSError("not yet")
+
+    class Newer(BaseModel):
+        street: str
+        city: str
+
+    @activity(name="locate")
+    async def after(address: Newer) -> None: ...
+
+    flow: Workflow[Any, Any] = Workflow(
+        "flow", Any, Any, module=wat.script(wat.call("locate", b'{"street": "a"}'), wat.call("wasman.error"))
+    )
+    async with Worker(client, activities=[before]):
+        handle = await client.start_workflow(flow, None, id="w")
+        await failed.wait()
+        while not (await handle.describe()).pending:
+            await anyio.sleep(0.005)
+    async with Worker(client, activities=[after]):
+        code, failure = await handle.result()
+    assert (code, failure["type"]) == (-1, "InvalidRequest")
+    assert failure["attempt"] > 1
+    assert "to activity 'locate' does not fit: city: Field required" in failure["message"]
