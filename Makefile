@@ -64,10 +64,7 @@ ifeq ($(WASMAN_TINYGO),)
 else
 	$(VENV)/bin/python tools/build_guests.py --check
 endif
-	$(VENV)/bin/python -m pytest
-	@echo "and what restores memories, where pages are compared instead of mapped:"
-	WASMAN_MEMORY=compare $(VENV)/bin/python -m pytest -q tests/engine/test_recovery.py tests/engine/test_abi_v0.py tests/samples/test_memory.py
-	$(VENV)/bin/python tools/test_others.py $$($(SETUP) --each)
+	$(VENV)/bin/python tools/run_tests.py $$($(SETUP) --each)
 
 check: env
 	$(VENV)/bin/ruff check
