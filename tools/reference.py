@@ -109,6 +109,9 @@ def entry(name: str, value: Any, public: Collection[str]) -> Iterator[str]:
             if isinstance(found, staticmethod):
                 yield f"\n#### {name}.{attribute}\n"
                 yield from function(f"{name}.{attribute}", [tree_of(found.__func__)])
+            elif not attribute.startswith("_"):
+                yield f"\n#### {name}.{attribute}\n"
+                yield section(type(found).__doc__)
 
 
 def tree_of(value: Any) -> ast.stmt:
