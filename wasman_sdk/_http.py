@@ -33,7 +33,7 @@ class HttpSource(Source):
     that opens it fetches all of it into a temporary file first, and compares it.
 
     Connections that are lost are made again from where the guest stands; what lasts longer, or has changed, blocks the
-    run. Needs `pip install 'wasman[http]'`.
+    run. Needs wasman's extra `http`.
 
     Attributes:
         url: Where it is; one that is a secret itself, such as a signed one, by reference.
@@ -75,7 +75,7 @@ class HttpSource(Source):
         try:
             from wasman_host.http_source import identify_http  # noqa: PLC0415  httpx takes longer than all of wasman
         except ImportError as error:
-            message = f"an HttpSource needs httpx ({error}); pip install 'wasman[http]', here and where workers run"
+            message = f"an HttpSource needs httpx ({error}); install wasman with its extra `http`, here and where workers run"
             raise InvalidArgumentError(message) from error
         try:
             return await identify_http(self.spec({}).config)
