@@ -75,7 +75,9 @@ class HttpSource(Source):
         try:
             from wasman_host.http_source import identify_http  # noqa: PLC0415  httpx takes longer than all of wasman
         except ImportError as error:
-            message = f"an HttpSource needs httpx ({error}); install wasman with its extra `http`, here and where workers run"
+            message = (
+                f"an HttpSource needs httpx ({error}); install wasman with its extra `http`, here and where workers run"
+            )
             raise InvalidArgumentError(message) from error
         try:
             return await identify_http(self.spec({}).config)

@@ -92,7 +92,9 @@ def _machine() -> Iterator[Finding]:
         yield Finding("python", "bad", version, "use Python 3.11, 3.12 or 3.13")
     yield _wasmtime()
     loops = "asyncio and trio" if importlib.util.find_spec("trio") else "asyncio"
-    yield Finding("event loops", "ok", loops, "" if "trio" in loops else "install wasman with its extra `trio`, if you use trio")
+    yield Finding(
+        "event loops", "ok", loops, "" if "trio" in loops else "install wasman with its extra `trio`, if you use trio"
+    )
     yield _memory()
     yield _mappings()
     yield from _limits()
