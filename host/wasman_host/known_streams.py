@@ -36,9 +36,7 @@ async def _http_source(spec: StreamSpec) -> SourceReader:
     try:
         from wasman_host.http_source import HttpSource  # noqa: PLC0415  httpx takes longer than all of wasman
     except ImportError as error:
-        message = (
-            f"a source by HTTP needs httpx ({error}); install wasman with its extra `http` for this worker, then unblock"
-        )
+        message = f"a source by HTTP needs httpx ({error}); install wasman's extra `http` for this worker, then unblock"
         raise StreamError(message) from error
     return _inflated(await HttpSource.open(spec), spec, "by HTTP")
 
