@@ -96,7 +96,7 @@ async def test_f01_a_run_ends_the_same_whatever_fails(
     assert not wrong
     busy = [fault for fault in every if fault.point.operation not in IDLE]
     again = [fault for fault in struck if fault.point.operation not in IDLE]
-    # How often a guest is evicted, and so how often its snapshot is read, is for the clock to say: of a sample less is sure.
+    # How often a guest is evicted, and so how often its snapshot is read, the clock says: a sample may miss some.
     least = len(busy) * 3 // 4 if stride == 1 else len(busy) // 3
     assert len(again) >= least, "too few of the operations were asked for again"
     sys.stdout.write(f"{kind}, {shape}, {how.value}: {len(struck)} runs of {len(every)} were disturbed\n")
