@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def _pyright() -> Path:
 
 def _ask(*words: str) -> Any:
     command = [str(_pyright()), "--pythonpath", sys.executable, "--outputjson", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # An editable installation of the folder in which it runs is none that it would look into.
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "host")])}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout)
     except ValueError:
