@@ -89,6 +89,13 @@ class Run(Protocol):
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Make something durable while the instance waits for its activity; False where it does not."""
 
+    @property
+    def is_written_beside(self) -> bool:
+        """Whether something is being made durable beside the instance."""
+
+    async def settled(self) -> None:
+        """Wait until it is: what is proposed next is made over it."""
+
     def soon(self, callback: Callable[[], None]) -> None:
         """Call it on the worker's event loop, from any thread, if there is a worker."""
 
@@ -166,6 +173,8 @@ class Calls:
         if delivery is None:
             self._check(call)
             delivery = await self._perform(number, call)
+            if run.is_written_beside:
+                await run.settled()
             logged = delivery if run.codec is None else encoded_delivery(delivery, run.codec)
             await run.commit(machine.answered((logged,), run.now()))
             run.resumed()
@@ -261,6 +270,8 @@ class Calls:
                 if failure.type == "ScheduleToCloseTimeout" and failure.cause is None:
                     failure = evolve(failure, cause=before)
                 return Delivery("failed", number, failure=failure)
+            if run.is_written_beside:
+                await run.settled()
             await run.commit(machine.backoff(number, call.name, failure, retry_at, said))
             known = machine.open_operation(number)
             attempt += 1

@@ -896,8 +896,7 @@ class Instance:
             ConcurrentExecutionError: Somebody else has the instance.
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
-        while self._beside is not None:
-            await self._beside.wait()
+        assert self._beside is None, "what is committed next is made over what is committed beside this task"
         # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
         # unknown, and what is committed instead would be taken for the same commit, by its nonce.
         if self._scope.cancel_called:
@@ -940,7 +939,8 @@ class Instance:
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Commit while this instance's own task waits for an activity; False where it is about something else.
 
-        What the task commits next waits for it: there is one commit at a time.
+        There is one commit at a time, and the next one is made over this one: the task waits by `settled` where its
+        activity has ended or was interrupted, before it proposes anything.
         """
         if self._committing or not self._waits or not self.owns or self._scope.cancel_called:
             return False
@@ -958,6 +958,16 @@ class Instance:
         if not self.owns or self._interrupt_due:
             self._scope.cancel()
         return self.owns
+
+    @property
+    def is_written_beside(self) -> bool:
+        """Whether something is being committed beside this task."""
+        return self._beside is not None
+
+    async def settled(self) -> None:
+        """Wait until what is committed beside this task is durable."""
+        while self._beside is not None:
+            await self._beside.wait()
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record
@@ -1007,6 +1017,7 @@ class Instance:
 
     async def _let_go(self) -> None:
         """Close the guest and its streams; what is durable stays."""
+        await self.settled()
         self._close_guest()
         await self._streams.close()
 

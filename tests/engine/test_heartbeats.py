@@ -180,6 +180,32 @@ async def test_the_answer_waits_for_a_heartbeat_that_is_being_written(disk: Lab)
     assert [one.operation for entry in entries[1:] for one in entry.deliveries] == written
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails at first"])
+async def test_what_is_committed_after_a_heartbeat_is_made_over_it(disk: Lab, *, fails: bool) -> None:
+    # The heartbeat is still being written when the attempt ends: the record that follows must not be made over the one
+    # before, or the call would stay open although it is answered.
+    found: list[list[OpenOperation]] = []
+
+    async def copies(call: ActivityCall) -> bytes:
+        [instance] = engine._live.values()
+        call.attempts.heartbeat(call, b"[%d]" % call.attempt)
+        while instance._beside is None:
+            await anyio.lowlevel.checkpoint()
+        if fails and call.attempt == 1:
+            raise OSError("at first")
+        return b"1"
+
+    async def looks(_: ActivityCall) -> bytes:
+        found.append(list((await disk.record()).open))
+        return b"2"
+
+    await disk.start(wat.script(*[wat.call("copies"), wat.call("looks")] * 3))
+    copying = ActivityDefinition("copies", copies, AT_ONCE)
+    async with disk.worker(copying, answers("looks", looks)) as engine:
+        assert await disk.result() == [1, 2] * 3
+    assert found == [[]] * 3
+
+
 async def test_a_heartbeat_of_an_attempt_that_is_over_changes_nothing(lab: Lab) -> None:
     calls: list[ActivityCall] = []
 
