@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from wasman_host.seal import Address, seal
 from wasman_host.store import Store, open_store
 from wasman_host.store.protocol import Key
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
+from wasman_sdk._portal import Portal
 from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._threads import Threads
 
@@ -243,7 +243,7 @@ class SyncEngine:
     def __init__(self, module: bytes, **options: Any) -> None:
         """As `Engine`."""
         self._module, self._options = module, options
-        self._stack = contextlib.ExitStack()
+        self._portal = Portal()
         self._engine: Engine | None = None
 
     @classmethod
@@ -257,19 +257,14 @@ class SyncEngine:
         return cls(bytes(module), **options)
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            self._portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
-            self._engine = stack.enter_context(
-                self._portal.wrap_async_context_manager(Engine(self._module, **self._options))
-            )
-            self._stack = stack.pop_all()
+        self._engine = self._portal.open(Engine(self._module, **self._options))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._engine = None
-        self._stack.__exit__(kind, error, traceback)
+        self._portal.close(kind, error, traceback)
 
     @property
     def store(self) -> Store:

@@ -130,17 +130,16 @@ def fallback_definition(
         )
         raise InvalidArgumentError(message)
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
-
-    async def called(arguments: dict[str, Any]) -> Any:
-        name = current.get().name
-        if is_async:
-            return await given(name, arguments["request"])
-        return await threads.run(functools.partial(given, name, arguments["request"]))
+    called = _awaited(given, threads, is_async=is_async)
 
     async def handle(call: ActivityCall) -> bytes:
         token = current.set(call)
         try:
-            result = await _intercepted(interceptors, call, {"request": call.request}, "request", called)
+            if interceptors:
+                named = functools.partial(called, call.name)
+                result = await _intercepted(interceptors, call, call.request, named)
+            else:
+                result = await called(call.name, call.request)
         except Exception as error:
             if retry is not None or (isinstance(error, ApplicationError) and error.non_retryable):
                 raise
@@ -188,7 +187,7 @@ def _handler(
     """Bytes in, bytes out: validate, inject, call, validate."""
     signature = registered.signature
     payload, read, write = signature.payload, signature.read, signature.write
-    is_async = inspect.iscoroutinefunction(function)
+    called = _awaited(function, threads, is_async=inspect.iscoroutinefunction(function))
     wanted = signature.injected.items()
     sessions = {name: one.kind for name, one in wanted if issubclass(one.kind, Session)}
     infos = [name for name, one in wanted if issubclass(one.kind, ActivityInfo)]
@@ -199,39 +198,49 @@ def _handler(
             arguments[name] = info_of(call)
         for name, kind in sessions.items():
             arguments[name] = _session(call, kind)
-        if payload and (call.request or not signature.payload_has_default):
+        given = bool(payload) and (bool(call.request) or not signature.payload_has_default)
+        if given:
             arguments[payload] = read(call.request)
         token = current.set(call)
         try:
             if interceptors:
-                result = await _intercepted(interceptors, call, arguments, payload, called)
-            elif is_async:
-                result = await function(**arguments)
+                # A coroutine with a frame here: by it the watchdog tells the activity from interceptors.
+                async def last(value: Any) -> Any:
+                    return await called(**({**arguments, payload: value} if given else arguments))
+
+                result = await _intercepted(interceptors, call, arguments.get(payload), last)
             else:
-                result = await called(arguments)
+                result = await called(**arguments)
         finally:
             current.reset(token)
         return write(result)
 
-    async def called(arguments: dict[str, Any]) -> Any:
-        if is_async:
-            return await function(**arguments)
-        return await threads.run(functools.partial(function, **arguments))
-
     return handle
+
+
+def _awaited(function: Callable[..., Any], threads: Threads, *, is_async: bool) -> Callable[..., Awaitable[Any]]:
+    """The function as one that is awaited: itself where it is async, else in a thread."""
+    if is_async:
+        return function
+
+    def called(*given: Any, **named: Any) -> Awaitable[Any]:
+        return threads.run(functools.partial(function, *given, **named))
+
+    return called
 
 
 def _intercepted(
     interceptors: Sequence[WorkerInterceptor],
     call: ActivityCall,
-    arguments: dict[str, Any],
-    payload: str,
-    function: Callable[[dict[str, Any]], Awaitable[Any]],
+    payload: Any,
+    function: Callable[[Any], Awaitable[Any]],
 ) -> Awaitable[Any]:
-    def last(given: ExecuteActivityInput) -> Awaitable[Any]:
-        return function({**arguments, payload: given.payload} if payload in arguments else arguments)
+    """The attempt, with the interceptors around it; `function` takes the payload that they give it."""
 
-    given = ExecuteActivityInput(info=info_of(call), payload=arguments.get(payload))
+    def last(given: ExecuteActivityInput) -> Awaitable[Any]:
+        return function(given.payload)
+
+    given = ExecuteActivityInput(info=info_of(call), payload=payload)
     return chained(interceptors, "execute_activity", last)(given)
 
 

@@ -34,6 +34,7 @@ from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_host.streams import SourceReader
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
+from wasman_sdk._portal import Portal
 from wasman_sdk._session import Session
 from wasman_sdk._streams import FileSink, Sink, Source
 from wasman_sdk._threads import Threads
@@ -475,8 +476,7 @@ class SyncRunner:
             message = "the store of a sync runner is a URL or a client that is not open: an open one has its event loop"
             raise InvalidArgumentError(message)
         self._runner = runner
-        self._stack = contextlib.ExitStack()
-        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._portal = Portal()
 
     @property
     def crashed(self) -> bool:
@@ -484,22 +484,17 @@ class SyncRunner:
         return self._runner.crashed
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
-            stack.enter_context(portal.wrap_async_context_manager(self._runner))
-            self._portal = portal
-            self._stack = stack.pop_all()
+        self._portal.open(self._runner)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._portal = None
-        self._stack.__exit__(kind, error, traceback)
+        self._portal.close(kind, error, traceback)
 
     def run(self, session_id: str = "") -> Any:
         """As `Runner.run`."""
-        if self._portal is not None:
+        if self._portal.is_open:
             return self._portal.call(self._runner.run, session_id)
         return anyio.run(self._runner.run, session_id)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
-
-import anyio.from_thread
 
 from wasman_host.errors import InvalidArgumentError
 from wasman_sdk._client import Client
+from wasman_sdk._portal import Portal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +39,7 @@ class SyncWorkflowHandle(Generic[Out]):
         run_id: The run, or None for whichever is the current one.
     """
 
-    def __init__(self, handle: WorkflowHandle[Out], portal: Callable[[], anyio.from_thread.BlockingPortal]) -> None:
+    def __init__(self, handle: WorkflowHandle[Out], portal: Callable[[], Portal]) -> None:
         """Made by the client."""
         self.id: str = handle.id
         self.run_id: str | None = handle.run_id
@@ -85,8 +83,7 @@ class SyncClient:
     def __init__(self, client: Client) -> None:
         """Use `connect`."""
         self._client = client
-        self._stack = contextlib.ExitStack()
-        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._portal = Portal()
 
     @classmethod
     def connect(
@@ -104,18 +101,13 @@ class SyncClient:
         return f"Sync{self._client!r}"
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
-            stack.enter_context(portal.wrap_async_context_manager(self._client))
-            self._portal = portal
-            self._stack = stack.pop_all()
+        self._portal.open(self._client)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._portal = None
-        self._stack.__exit__(kind, error, traceback)
+        self._portal.close(kind, error, traceback)
 
     @property
     def store(self) -> Store:
@@ -130,10 +122,10 @@ class SyncClient:
     @property
     def is_open(self) -> bool:
         """Whether its store is open."""
-        return self._portal is not None
+        return self._portal.is_open
 
-    def _open(self) -> anyio.from_thread.BlockingPortal:
-        if self._portal is None:
+    def _open(self) -> Portal:
+        if not self._portal.is_open:
             message = "the client is not open: use it inside `with SyncClient.connect(url) as client:`"
             raise InvalidArgumentError(message)
         return self._portal

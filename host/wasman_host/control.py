@@ -23,10 +23,10 @@ from wasman_host.errors import (
 from wasman_host.guest.limits import check_stack
 from wasman_host.machine import Machine, Terminating
 from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
-from wasman_host.record import Record, encode_record
+from wasman_host.record import Record
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
-from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail, unread_end
+from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail, sealed_record, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,7 +227,7 @@ def closing(stored: Stored, reason: str, mail: Sequence[Message], now: int, *, d
         expected=(stored.run, stored.version),
         run=stored.run,
         nonce=secrets.token_hex(8),
-        record=seal(Address(key.tenant, key.id, stored.run, "record"), encode_record(record)),
+        record=sealed_record(key, record),
         columns=columns_of(record, proposal.tail.stored, owner=None, wake=None),
         tail=encode_tail(proposal.tail),
         entries=proposal.entries,
@@ -264,7 +264,7 @@ async def unblock(store: Store, key: Key, run: str | None = None, limits: Limits
         expected=(stored.run, stored.version),
         run=stored.run,
         nonce=secrets.token_hex(8),
-        record=seal(Address(key.tenant, key.id, stored.run, "record"), encode_record(record)),
+        record=sealed_record(key, record),
         columns=columns_of(
             record, stored.columns.size, owner=None, wake=store.now(), takeovers=stored.columns.takeovers
         ),

@@ -50,11 +50,9 @@ from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
 from wasman_host.reasons import exceeded, with_command
-from wasman_host.record import Cancel, Record, encode_record
-from wasman_host.seal import Address, seal
 from wasman_host.session_streams import SessionStreams
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
-from wasman_host.stored import columns_of, open_record, open_tail, unread_end
+from wasman_host.stored import columns_of, open_record, open_tail, sealed_record, unread_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -65,6 +63,7 @@ if TYPE_CHECKING:
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
     from wasman_host.images import Restored
+    from wasman_host.record import Cancel, Record
     from wasman_host.store.protocol import Claim, Message
 
 __all__ = ["HOST", "Instance", "integers_fit"]
@@ -981,7 +980,7 @@ class Instance:
             expected=(self.run, self._version),
             run=self.run,
             nonce=nonce,
-            record=seal(Address(self.key.tenant, self.key.id, self.run, "record"), encode_record(record)),
+            record=sealed_record(self.key, record),
             columns=self._columns(record, proposal),
             tail=tail,
             entries=entries,

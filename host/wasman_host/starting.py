@@ -37,10 +37,9 @@ from wasman_host.ids import validated_id
 from wasman_host.instance import integers_fit
 from wasman_host.machine import create
 from wasman_host.oplog import encode_tail
-from wasman_host.record import Limits, Pinned, StreamSpec, encode_record
-from wasman_host.seal import Address, seal
+from wasman_host.record import Limits, Pinned, StreamSpec
 from wasman_host.store.protocol import OPEN, Change, Key, Status, Stored, Won
-from wasman_host.stored import columns_of
+from wasman_host.stored import columns_of, sealed_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -353,7 +352,7 @@ def creation(
         expected=expected,
         run=record.run,
         nonce=secrets.token_hex(8),
-        record=seal(Address(key.tenant, key.id, record.run, "record"), encode_record(record)),
+        record=sealed_record(key, record),
         columns=columns_of(record, proposal.tail.stored, owner=owner, wake=wake),
         tail=encode_tail(proposal.tail),
         entries=proposal.entries,

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from wasman_host.errors import CorruptSnapshotError, Failure
 from wasman_host.machine import Proposal
 from wasman_host.oplog import Tail, decode_tail
-from wasman_host.record import Pinned, Record, decode_record
-from wasman_host.seal import Address, unseal
+from wasman_host.record import Pinned, Record, decode_record, encode_record
+from wasman_host.seal import Address, seal, unseal
 from wasman_host.store.protocol import Columns
 
 if TYPE_CHECKING:
     from wasman_host.machine import Terminating
     from wasman_host.store.protocol import Key, Stored
 
-__all__ = ["DIRECT", "columns_of", "mail_address", "open_record", "open_tail", "unread_end"]
+__all__ = ["DIRECT", "columns_of", "mail_address", "open_record", "open_tail", "sealed_record", "unread_end"]
 
 DIRECT = "direct"  # the queue of instances that are executed directly, and the name of their workflow: no worker has it
 
@@ -37,6 +37,11 @@ def open_record(stored: Stored) -> Record:
         )
         raise CorruptSnapshotError(message)
     return record
+
+
+def sealed_record(key: Key, record: Record) -> bytes:
+    """The record as a store keeps it: what `open_record` opens."""
+    return seal(Address(key.tenant, key.id, record.run, "record"), encode_record(record))
 
 
 def open_tail(stored: Stored) -> Tail:
