@@ -350,6 +350,36 @@ def test_a_file_that_cannot_be_written_is_said(here: Path) -> None:
     assert "cannot be written: No such file" in build(guest(here / "hello"), "--compiler", "go", "-o", "no/x.wasm")[2]
 
 
+@pytest.mark.usefixtures("go")
+def test_a_module_that_would_not_run_is_not_written(here: Path) -> None:
+    foreign = "\n//go:wasmimport kitchen boil\nfunc boil() int32\n\nfunc main() { boil() }\n"
+    source = GREETER.replace("greet.Do(ctx, name)", "greet.Do(ctx, string(rune(boil())))")
+    folder = guest(here / "hello", source.replace("\nfunc main() {}\n", foreign))
+    code, out, err = build(folder, "--compiler", "go")
+    assert (code, out) == (2, "")
+    assert "kitchen" in err
+    assert not list(here.glob("*.wasm*"))
+
+
+@pytest.mark.usefixtures("tinygo")
+def test_the_stacks_of_goroutines_have_the_size_that_is_asked_for(here: Path) -> None:
+    folder, sizes = guest(here / "hello"), []
+    for words in ([], ["--stack-size", "16KB"], ["--stack-size", "128KB"]):
+        assert build(folder, "--compiler", "tinygo", *words)[0] == 0
+        sizes.append((here / "hello.wasm").read_bytes())
+    assert sizes[0] == sizes[1]
+    assert sizes[1] != sizes[2]
+
+
+@pytest.mark.usefixtures("go")
+def test_a_stack_size_that_means_nothing_is_refused(here: Path) -> None:
+    folder = guest(here / "hello")
+    for size, problem in [("64KB", "grow by themselves under Go 1."), ("large", "'large' is no size of a stack")]:
+        code, _, err = build(folder, "--compiler", "go", "--stack-size", size)
+        assert code == 2
+        assert problem in err
+
+
 # What an installation has
 
 
@@ -373,6 +403,7 @@ def test_the_wheel_carries_the_sources_of_the_guest_sdk(installed: Path) -> None
     assert Path("go.mod") in carried
     assert os.access(installed / "wasman_sdk" / "_guest_sdk" / "tools" / "wasm-opt", os.X_OK)
     assert not list(installed.rglob("*.wasm*"))
+    assert [path.parent.parent.name for path in installed.rglob("*_test.go")] == ["template"]  # of `wasman new`
     assert not list(installed.glob("guest_sdk*"))
     assert (installed / "wasman_host" / "__init__.py").exists()
 

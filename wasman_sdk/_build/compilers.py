@@ -18,6 +18,7 @@ from wasman_sdk._build.sdk import sdk_folder
 
 __all__ = ["Compiler", "find_compiler", "find_go", "find_tinygo"]
 
+_PATIENCE = 60  # seconds that a compiler may take to say its version
 _LEAST_GO = (1, 25)
 _TINYGO_GO = (1, 25)  # the newest that TinyGo 0.39 accepts, and the oldest that the SDK compiles with
 _GET_TINYGO = "install TinyGo 0.39.0, and name it by WASMAN_TINYGO where it is not on the path"
@@ -60,7 +61,7 @@ def find_compiler(kind: str | None = None) -> Compiler:
     try:
         return find_go()
     except NoCompilerError as error:
-        message = f"there is no TinyGo here, and {error}. Either builds guests: {_GET_TINYGO} (modules of some 250 KB)"
+        message = f"there is no TinyGo here, and {error}. Or {_GET_TINYGO}: its modules are a tenth of Go's size"
         raise NoCompilerError(message) from None
 
 
@@ -164,7 +165,11 @@ def _release(told: str) -> tuple[int, int] | None:
 def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """What a program prints, on one line; why it does not run, otherwise."""
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        told = subprocess.run(  # noqa: S603  a compiler that was found
+            command, capture_output=True, text=True, check=False, env=environment, timeout=_PATIENCE
+        )
     except OSError as error:
         return f"{error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"nothing for {_PATIENCE} s"
     return " ".join((told.stdout or told.stderr).split())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Built", "build"]
 
+_STACK = re.compile(r"[1-9]\d*KB")
 _NAME_OF_ERRORS = re.compile(r'^\s*(?:import\s+)?(\w+\s+)?"errors"', re.MULTILINE)
 
 
@@ -41,18 +42,23 @@ class Built:
     seconds: float
 
 
-def build(folder: Path, compiler: Compiler, *, debug: bool = False) -> Built:
+def build(folder: Path, compiler: Compiler, *, stack: str = "", debug: bool = False) -> Built:
     """Compile the guest in a folder, with the SDK of this package; nothing is written there.
 
     Args:
         folder: A main package, in a Go module.
         compiler: By which.
+        stack: Of each goroutine, such as "64KB"; "" for the size that is right for most. Only TinyGo's are fixed.
         debug: Leave in what is for debuggers, lines and variables.
 
     Raises:
         BuildError: It does not compile, or would not work.
     """
     began = time.monotonic()
+    if stack and not _STACK.fullmatch(stack):
+        raise BuildError(f"{stack!r} is no size of a stack: write 64KB")
+    if stack and compiler.kind != "tinygo":
+        raise BuildError(f"the stacks of goroutines grow by themselves under {compiler.version}: leave out their size")
     if not folder.is_dir():
         raise BuildError(f"{folder} is no folder: name the one of the guest's main package")
     with tempfile.TemporaryDirectory(prefix="wasman-build-") as temporary:
@@ -65,7 +71,8 @@ def build(folder: Path, compiler: Compiler, *, debug: bool = False) -> Built:
             _refuse_json_beside_as(run)
         target = Path(temporary) / "guest.wasm"
         flags = [flag for flag in compiler.flags[form] if not (debug and flag == NO_DEBUG)]
-        run("build", *flags, "-o", str(target), ".")
+        sized = [f"-stack-size={stack}"] if stack else []  # the last one counts
+        run("build", *flags, *sized, "-o", str(target), ".")
         return Built(target.read_bytes(), form, time.monotonic() - began)
 
 

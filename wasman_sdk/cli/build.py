@@ -35,6 +35,7 @@ __all__ = ["build"]
     help="The module's file. Default: the folder's name with .wasm, in the working directory.",
 )
 @click.option("--compiler", type=click.Choice(["tinygo", "go"]), help="Default: TinyGo where there is one, else Go.")
+@click.option("--stack-size", default="", metavar="SIZE", help="Of each goroutine under TinyGo. Default: 16KB.")
 @click.option(
     "--keep-debug", is_flag=True, help="Leave in what TinyGo has for debuggers; names for backtraces are always there."
 )
@@ -45,7 +46,14 @@ __all__ = ["build"]
 )
 @json_option
 def build(
-    folder: Path, output: Path | None, compiler: str | None, *, keep_debug: bool, go_work: bool, as_json: bool
+    folder: Path,
+    output: Path | None,
+    compiler: str | None,
+    stack_size: str,
+    *,
+    keep_debug: bool,
+    go_work: bool,
+    as_json: bool,
 ) -> None:
     """Compile the guest in DIR, a main package in Go, and look whether it will run.
 
@@ -59,7 +67,7 @@ def build(
             write_workspace(folder)
         found = find_compiler(compiler)
         with progress(f"{folder}: compiling by {found.version}"):
-            built = compiled(folder, found, debug=keep_debug)
+            built = compiled(folder, found, stack=stack_size, debug=keep_debug)
     except BuildError as error:
         if error.output:
             click.echo(plain(error.output.rstrip()), err=True)
