@@ -16,12 +16,14 @@ import json
 import logging
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import anyio
 import anyio.lowlevel
 from attrs import evolve
 
+from wasman_host.archive import Archive
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -766,6 +768,20 @@ class Instance:
         await self.commit(self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(self.propose)
+
+    async def trim(self, commit: Callable[[Callable[[], Proposal]], Awaitable[None]]) -> None:
+        """Let what the newest snapshot has made superfluous leave the log.
+
+        Args:
+            commit: Makes durable, and then true, what the function that it is given proposes.
+        """
+        machine, policy = self.machine, self._engine.snapshots
+        archive = Archive(self._store, self.key, self.run)
+        while (entries := machine.superfluous(policy.chunk)) is not None:
+            chunk = await archive.leaving(entries, machine.record.archive)
+            dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
+            await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
 
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
         """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
@@ -935,6 +951,10 @@ class Instance:
         """Let `work` run beside this task, as a task of the worker."""
         self._engine.beside(work)
 
+    async def propose(self, make: Callable[[], Proposal]) -> None:
+        """Make what `make` gives durable, then true."""
+        await self.commit(make())
+
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Commit while this instance's own task waits for an activity; False where it is about something else.
 
@@ -986,6 +1006,7 @@ class Instance:
             entries=entries,
             blobs=blobs,
             drops=proposal.drops,
+            cuts=proposal.cuts,
             consumes=proposal.consumes,
         )
 

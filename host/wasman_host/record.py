@@ -21,6 +21,7 @@ from wasman_host.payload import Payload
 from wasman_host.store.protocol import CLOSED, Status
 
 __all__ = [
+    "ArchiveReference",
     "Cancel",
     "Limits",
     "OpenOperation",
@@ -50,7 +51,8 @@ class Limits:
             divided by how many tables it has.
         stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
-        stored: Bytes that the run may have stored: log, payloads and snapshots.
+        stored: Bytes that the run may have stored to go on from: log, payloads and snapshots. What has left its log for
+            the archive does not count, or a run that lives for ever would reach any limit.
         request: Bytes that the guest may send at once: a request, its result.
         response: Bytes that it may be given at once: a response, its input, its session.
     """
@@ -233,6 +235,25 @@ class SnapshotReference:
 
 
 @frozen
+class ArchiveReference:
+    """What has left the run's log because a snapshot made it superfluous; entry 0 stays in the log.
+
+    Attributes:
+        start: The first entry that the archive holds; those before it were dropped. 0 where none was.
+        stop: One more than the last one: where the log goes on.
+        chain: Digest of the last entry that has left the log, in hex.
+        chunk: How many entries each piece of the archive has.
+        size: Bytes of the archive, with the large payloads of its entries.
+    """
+
+    start: int
+    stop: int
+    chain: str
+    chunk: int
+    size: int
+
+
+@frozen
 class Publishing:
     """A finished run's sinks, decided but perhaps not yet published.
 
@@ -261,6 +282,7 @@ class Record:
         publishing: Its sinks, once the guest has finished.
         undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
         cancel: What the guest was told, or is to be told with its next call, or None.
+        archive: What has left its log, or None.
         created: When the run was created, ns since 1970.
         closed: When it was closed, or None.
     """
@@ -280,6 +302,7 @@ class Record:
     created: int = 0
     closed: int | None = None
     cancel: Cancel | None = None
+    archive: ArchiveReference | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -315,6 +338,8 @@ def encode_record(record: Record) -> bytes:
     }
     if record.cancel is not None:
         fields["cancel"] = asdict(record.cancel)
+    if record.archive is not None:
+        fields["archive"] = asdict(record.archive)
     head = to_json(fields)
     body = record.result.content if record.result is not None and record.result.inline else b""
     # What is pinned is encoded once a run: a record is written at every step.
@@ -357,6 +382,8 @@ def decode_record(data: bytes, place: str) -> Record:
         fields["undelivered"] = tuple((id_, kind) for id_, kind in fields["undelivered"])
         if fields.get("cancel"):
             fields["cancel"] = Cancel(**fields["cancel"])
+        if fields.get("archive"):
+            fields["archive"] = ArchiveReference(**fields["archive"])
         fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])
         if fields["publishing"]:
             sinks = fields["publishing"]["sinks"]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
+from attrs.validators import ge, optional
 from pydantic_core import from_json, to_json
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
@@ -26,7 +27,7 @@ _VERSION = 1
 
 @frozen
 class SnapshotPolicy:
-    """When a chain of deltas is merged into one over the module's image.
+    """When a chain of deltas is merged into one over the module's image, and what is kept of the log behind it.
 
     Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
     differs from the image again.
@@ -34,10 +35,15 @@ class SnapshotPolicy:
     Attributes:
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.
+        chunk: Log entries that leave the live log together, once a snapshot has made them superfluous. A run keeps the
+            number that it began with.
+        archive: How many of them are kept for `history`, the newest ones, as whole chunks; None for all.
     """
 
     max_chain: int = 16
     max_bytes: int = 16 * 1024 * 1024
+    chunk: int = field(default=256, validator=ge(2))
+    archive: int | None = field(default=None, validator=optional(ge(0)))
 
     def folds(self, snapshot: SnapshotReference | None) -> bool:
         """Whether the next delta is taken over the image, and not over `snapshot`."""
