@@ -125,15 +125,22 @@ class Lab:
 
     # Instances
 
-    async def deploy(self, data: bytes, name: str = "") -> str:
+    async def deploy(self, data: bytes, name: str = "", entry: str = "") -> str:
         name = name or hashlib.sha256(data).hexdigest()[:12]
-        await deployments.deploy(self.store, "default", name, data)
+        await deployments.deploy(self.store, "default", name, data, entry)
         return name
 
     async def start(
-        self, data: bytes, given: object = None, *, id: str = "w", session: bytes | None = None, **options: Any
+        self,
+        data: bytes,
+        given: object = None,
+        *,
+        id: str = "w",
+        entry: str = "",
+        session: bytes | None = None,
+        **options: Any,
     ) -> Key:
-        name = await self.deploy(data)
+        name = await self.deploy(data, entry=entry)
         stated = None if session is None else Payload.of(session)
         payload = given if isinstance(given, Payload) else Payload.of(json.dumps(given).encode())
         chosen = starting.StartOptions(**options)
@@ -198,6 +205,10 @@ class Lab:
 
     async def cancel(self, id: str = "w", reason: str = "changed my mind") -> None:
         await control.cancel(self.store, Key("default", id), reason)
+
+    async def signal(self, name: str, value: object = None, id: str = "w", message_id: str | None = None) -> None:
+        key, payload = Key("default", id), Payload.of(json.dumps(value).encode())
+        await control.signal(self.store, key, name, payload, message_id=message_id)
 
     # Workers
 

@@ -7,6 +7,7 @@ owner, takeovers), stands in the store's columns instead; see `wasman_host.store
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from wasman_host.store.protocol import CLOSED, Status
 __all__ = [
     "ArchiveReference",
     "Cancel",
+    "KeptSignal",
     "Limits",
     "OpenOperation",
     "Parent",
@@ -54,7 +56,8 @@ class Limits:
         stored: Bytes that the run may have stored to go on from: log, payloads and snapshots. What has left its log for
             the archive does not count, or a run that lives for ever would reach any limit.
         request: Bytes that the guest may send at once: a request, its result.
-        response: Bytes that it may be given at once: a response, its input, its session.
+        response: Bytes that it may be given at once: a response, its input, its session, a signal.
+        signals: Signals that may wait for it to receive them; more are refused to whoever sends them.
     """
 
     memory: int = 256 * 1024 * 1024
@@ -64,6 +67,7 @@ class Limits:
     stored: int = 1024 * 1024 * 1024
     request: int = 16 * 1024 * 1024
     response: int = 16 * 1024 * 1024
+    signals: int = 1000
 
     @property
     def guest(self) -> GuestLimits:
@@ -216,6 +220,37 @@ class Cancel:
 
 
 @frozen
+class KeptSignal:
+    """A signal that was accepted and that the guest has not received yet.
+
+    Attributes:
+        message: The id of the mail that brought it.
+        name: The signal's name.
+        payload: Its value.
+        sent: When the store accepted it, ns since 1970.
+    """
+
+    message: str
+    name: str
+    payload: Payload
+    sent: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored form; a value that is no blob stands in it, as base64."""
+        payload = self.payload
+        fields = {"message": self.message, "name": self.name, "payload": payload.as_json(), "sent": self.sent}
+        return {**fields, "data": base64.b64encode(payload.content).decode()} if payload.inline else fields
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> KeptSignal:
+        """The inverse of `as_json`."""
+        payload = Payload.of_json(fields["payload"])
+        if payload.inline:
+            payload = payload.with_data(base64.b64decode(fields["data"]))
+        return cls(fields["message"], fields["name"], payload, fields["sent"])
+
+
+@frozen
 class SnapshotReference:
     """The newest snapshot.
 
@@ -282,6 +317,7 @@ class Record:
         publishing: Its sinks, once the guest has finished.
         undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
         cancel: What the guest was told, or is to be told with its next call, or None.
+        signals: Those that it has not received yet, the oldest first.
         archive: What has left its log, or None.
         created: When the run was created, ns since 1970.
         closed: When it was closed, or None.
@@ -302,6 +338,7 @@ class Record:
     created: int = 0
     closed: int | None = None
     cancel: Cancel | None = None
+    signals: Sequence[KeptSignal] = ()
     archive: ArchiveReference | None = None
 
     @property
@@ -338,6 +375,8 @@ def encode_record(record: Record) -> bytes:
     }
     if record.cancel is not None:
         fields["cancel"] = asdict(record.cancel)
+    if record.signals:
+        fields["signals"] = [signal.as_json() for signal in record.signals]
     if record.archive is not None:
         fields["archive"] = asdict(record.archive)
     head = to_json(fields)
@@ -382,6 +421,7 @@ def decode_record(data: bytes, place: str) -> Record:
         fields["undelivered"] = tuple((id_, kind) for id_, kind in fields["undelivered"])
         if fields.get("cancel"):
             fields["cancel"] = Cancel(**fields["cancel"])
+        fields["signals"] = tuple(KeptSignal.of_json(given) for given in fields.get("signals", ()))
         if fields.get("archive"):
             fields["archive"] = ArchiveReference(**fields["archive"])
         fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])

@@ -27,12 +27,14 @@ _VERSION = 1
 
 @frozen
 class SnapshotPolicy:
-    """When a chain of deltas is merged into one over the module's image, and what is kept of the log behind it.
+    """When a guest of ABI v1 is kept, a chain of deltas merged into one over the image, and the log behind it cut.
 
     Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
     differs from the image again.
 
     Attributes:
+        turns: A guest of ABI v1 is kept after so many turns, so that no more of them are repeated after a crash.
+        seconds: And after so much processor time.
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.
         chunk: Log entries that leave the live log together, once a snapshot has made them superfluous. A run keeps the
@@ -40,6 +42,8 @@ class SnapshotPolicy:
         archive: How many of them are kept for `history`, the newest ones, as whole chunks; None for all.
     """
 
+    turns: int = 32
+    seconds: float = 0.05
     max_chain: int = 16
     max_bytes: int = 16 * 1024 * 1024
     chunk: int = field(default=256, validator=ge(2))

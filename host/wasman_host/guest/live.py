@@ -23,6 +23,7 @@ from wasman_host.guest.linear import CAPACITY, LinearMemory
 from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
+    from wasman_host.guest.abi_v1 import Exchange
     from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.memory import Image
     from wasman_host.guest.module import GuestModule
@@ -112,6 +113,7 @@ class Guest:
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
         transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
+        exchange: What a guest of ABI v1 pulls and flushes; None for others.
         exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
         tables: Its tables, where they can grow.
     """
@@ -137,6 +139,7 @@ class Guest:
         "_tables",
         "_yielded",
         "exceeded",
+        "exchange",
         "linear",
         "module",
         "request",
@@ -164,6 +167,7 @@ class Guest:
         self.stopping: BaseException | None = None
         self.transfer: Callable[[memoryview, bool], int | None] = _never_ready
         self.exceeded = False
+        self.exchange: Exchange | None = None
         self.tables: Sequence[int] = ()
         self._limits = limits
         self._future: int | None = None
