@@ -642,8 +642,8 @@ class Machine:
         snapshot, archive = self.record.snapshot, self.record.archive
         if snapshot is None or self._past:
             return None
-        # A kept result is read again by its entry, and that one's digest comes after the one before.
-        needed = snapshot.entry if self.kept is None else min(snapshot.entry, self.kept.entry - 1)
+        # A result that is kept, now or soon, is read again by its entry, and that one's digest comes after another.
+        needed = (snapshot.entry if self.kept is None else min(snapshot.entry, self.kept.entry)) - 1
         start, size = (0, chunk) if archive is None else (archive.stop, archive.chunk)
         return range(start, start + size) if start + size <= needed else None
 

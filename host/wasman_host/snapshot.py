@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, optional
 from pydantic_core import from_json, to_json
 
-from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
+from wasman_host.errors import CorruptSnapshotError, InvalidArgumentError, UnsupportedStateError
 from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
@@ -46,8 +45,17 @@ class SnapshotPolicy:
     seconds: float = 0.05
     max_chain: int = 16
     max_bytes: int = 16 * 1024 * 1024
-    chunk: int = field(default=256, validator=ge(2))
-    archive: int | None = field(default=None, validator=optional(ge(0)))
+    chunk: int = 256
+    archive: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Raises `InvalidArgumentError`."""
+        if self.archive is not None and (type(self.archive) is not int or self.archive < 0):
+            message = f"archive is how many log entries are kept, from 0 on, or None for all, not {self.archive!r}"
+            raise InvalidArgumentError(message)
+        if self.chunk < 2:  # noqa: PLR2004  entry 0 stays in the log, and a chunk of nothing else would have no end
+            message = f"a chunk of an archive has 2 entries or more, not {self.chunk}"
+            raise InvalidArgumentError(message)
 
     def folds(self, snapshot: SnapshotReference | None) -> bool:
         """Whether the next delta is taken over the image, and not over `snapshot`."""
