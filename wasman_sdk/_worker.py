@@ -117,6 +117,7 @@ class Worker:
         """
         self.client: Client = Client.connect(client) if isinstance(client, str) else client
         self.workflows: tuple[Workflow[Any, Any], ...] = tuple(workflows)
+        self.activities: tuple[Callable[..., Any], ...] = tuple(activities)
         self._interceptors = checked(interceptors, WorkerInterceptor)
         self._queues = tuple(queues)
         self._max_instances = max_instances
@@ -130,7 +131,6 @@ class Worker:
         self._most = max_activities
         self._tune_gc = tune_gc
         self._grace = graceful_shutdown_timeout.total_seconds()
-        self._functions = tuple(activities)
         self._resources = resources if callable(resources) else tuple(resources)
         self._streams = tuple(streams)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
@@ -158,7 +158,7 @@ class Worker:
         fallback = None
         if self._fallback is not None:
             fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room, self._interceptors)
-        return definitions(self._functions, resources, threads, room, self._interceptors), fallback
+        return definitions(self.activities, resources, threads, room, self._interceptors), fallback
 
     async def _opened(self, stack: contextlib.AsyncExitStack) -> Sequence[object]:
         """The resources, which `stack` closes."""

@@ -847,6 +847,13 @@ class Instance:
         self._streams.token = token
         await self.trim(commit)
 
+    def park(self) -> None:
+        """Give up the memory of a guest that is kept as it is; the process holds its image, while there is room."""
+        guest, checkpoints, snapshot = self.guest, self.checkpoints, self.machine.record.snapshot
+        if guest is not None and checkpoints is not None and checkpoints.last is not None and snapshot is not None:
+            self._engine.images.hold(snapshot.deltas[-1][1], checkpoints.restored(guest))
+        self.close_guest()
+
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
         machine = self.machine

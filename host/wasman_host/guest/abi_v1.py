@@ -7,9 +7,7 @@ the blocking form flushes commands, and waits in `wait`. What both pull besides 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from wasman_host.guest.imports import HostFunction, Request
 
@@ -69,8 +67,7 @@ _MAX_WAITED = 1 << 16  # operations of one `wait`
 BLOCK = struct.Struct("<IIIIIIq")
 
 
-@frozen
-class Block:
+class Block(NamedTuple):
     """What the guest says of itself after a turn.
 
     Attributes:
@@ -106,8 +103,7 @@ class MalformedError(Exception):
 # Commands
 
 
-@frozen
-class CallCommand:
+class CallCommand(NamedTuple):
     """Call an activity."""
 
     operation: int
@@ -116,30 +112,26 @@ class CallCommand:
     request: bytes
 
 
-@frozen
-class ReceiveCommand:
+class ReceiveCommand(NamedTuple):
     """Receive a signal."""
 
     operation: int
     name: str
 
 
-@frozen
-class CancelCommand:
+class CancelCommand(NamedTuple):
     """Cut a call short, or withdraw a receive."""
 
     operation: int
 
 
-@frozen
-class CompleteCommand:
+class CompleteCommand(NamedTuple):
     """The run ends with this result."""
 
     result: bytes
 
 
-@frozen
-class FailCommand:
+class FailCommand(NamedTuple):
     """The run ends with this failure, JSON."""
 
     failure: bytes

@@ -25,6 +25,7 @@ var (
 	_ = wasman.Workflow("ticks", ticks)
 	_ = wasman.Workflow("receives", receives)
 	_ = wasman.Workflow("fanout", fanout)
+	_ = wasman.Workflow("wide", wide)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
@@ -229,6 +230,26 @@ func fanout(ctx context.Context, count int) (int, error) {
 		if answer == strconv.Itoa(n) {
 			total++
 		}
+	}
+	return total, nil
+}
+
+// wide is goroutines that call, each again and again.
+func wide(ctx context.Context, given Drawn) (int, error) {
+	done := make(chan int)
+	for i := range given.Width {
+		go func() {
+			for step := range given.Steps {
+				if _, err := echo.Do(ctx, strconv.Itoa(i)+"."+strconv.Itoa(step)); err != nil {
+					panic(err)
+				}
+			}
+			done <- given.Steps
+		}()
+	}
+	total := 0
+	for range given.Width {
+		total += <-done
 	}
 	return total, nil
 }
