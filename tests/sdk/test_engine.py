@@ -116,8 +116,7 @@ async def test_the_log_of_executions_goes_to_the_archive(store: Any, made: list[
     async with Engine.from_bytes(COUNTER, store=store, archive=0) as engine:
         for n in range(256):
             assert await engine.execute("a", "add", 1) == 282 + n
-    async with Client.connect(store) as client:
-        events = await client.get_handle("a").history()
+    events = await Client(store, "default").get_handle("a").history()
     assert [event.entry for event in events] == [0, 1, *range(512, 531)]
     assert (events[1].kind, events[1].failure) == (
         "dropped",
