@@ -12,8 +12,7 @@
 //	}
 //
 // Everything in Run is in a bubble of testing/synctest: when all goroutines wait, the clock jumps to the next timer, so
-// three days take no time. A workflow that waits for what never comes fails the test as a deadlock, with the stacks of
-// its goroutines.
+// three days take no time. A workflow that waits for what never comes fails the test, which says what it waits for.
 package wasmantest
 
 import (
@@ -22,6 +21,8 @@ import (
 	"errors"
 	"io"
 	"math/rand"
+	"sort"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -30,6 +31,9 @@ import (
 	"wasman.dev/guest"
 	"wasman.dev/guest/internal/abi"
 )
+
+// forever is when nothing else can be due: the clock jumps there only when all wait for each other.
+const forever = 200 * 365 * 24 * time.Hour
 
 // Host plays the host of the workflows that a test executes.
 type Host struct {
@@ -41,7 +45,7 @@ type Host struct {
 	lock       sync.Mutex
 	random     *rand.Rand
 	activities map[string]activity
-	calls      map[uint32]context.CancelFunc
+	calls      map[uint32]call
 	receives   []receive // those that wait, the oldest first
 	signals    map[string][][]byte
 	session    []byte
@@ -51,6 +55,11 @@ type Host struct {
 
 // activity answers a call: the result, or a failure.
 type activity func(ctx context.Context, request []byte) ([]byte, error)
+
+type call struct {
+	activity string
+	cancel   context.CancelFunc
+}
 
 type receive struct {
 	number uint32
@@ -65,7 +74,7 @@ func Run(t *testing.T, test func(t *testing.T, host *Host)) {
 		ctx, cancel := context.WithCancel(context.Background())
 		h := &Host{
 			t: t, asked: make(chan struct{}, 1), ctx: ctx, random: rand.New(rand.NewSource(1)),
-			activities: map[string]activity{}, calls: map[uint32]context.CancelFunc{}, signals: map[string][][]byte{},
+			activities: map[string]activity{}, calls: map[uint32]call{}, signals: map[string][][]byte{},
 			session: []byte("null"), sources: map[string]io.Reader{}, sinks: map[string]io.Writer{},
 		}
 		abi.Host = (*fake)(h)
@@ -158,6 +167,11 @@ func Execute[In, Out any](h *Host, workflow func(ctx context.Context, in In) (Ou
 	h.lock.Lock()
 	h.receives = nil
 	h.lock.Unlock()
+	watch := time.AfterFunc(forever, func() {
+		h.t.Errorf("deadlock: the workflow waits for what never comes: %s", h.waits())
+		h.Cancel("deadlock")
+	})
+	defer watch.Stop()
 	out, err := workflow(ctx, given)
 	if err != nil {
 		return result, err
@@ -166,6 +180,24 @@ func Execute[In, Out any](h *Host, workflow func(ctx context.Context, in In) (Ou
 		h.t.Fatalf("the result: %v", err)
 	}
 	return result, nil
+}
+
+// waits says what the workflow has asked for and not been answered.
+func (h *Host) waits() string {
+	h.lock.Lock()
+	defer h.lock.Unlock()
+	var open []string
+	for _, one := range h.calls {
+		open = append(open, "activity "+one.activity)
+	}
+	sort.Strings(open)
+	for _, one := range h.receives {
+		open = append(open, "signal "+one.signal)
+	}
+	if len(open) == 0 {
+		return "nothing that a host could answer"
+	}
+	return strings.Join(open, ", ")
 }
 
 // through writes a value and reads it again.
@@ -219,7 +251,7 @@ func (h *Host) call(number uint32, name string, request []byte) {
 	ctx, cancel := context.WithCancel(h.ctx)
 	h.lock.Lock()
 	answer := h.activities[name]
-	h.calls[number] = cancel
+	h.calls[number] = call{name, cancel}
 	h.lock.Unlock()
 	if answer == nil {
 		h.t.Errorf("the workflow calls activity %s, and the test has no wasmantest.Handle for it", name)
@@ -265,8 +297,8 @@ func failure(name string, err error) []byte {
 func (h *Host) cut(number uint32) {
 	h.lock.Lock()
 	defer h.lock.Unlock()
-	if cancel := h.calls[number]; cancel != nil {
-		cancel()
+	if open, ok := h.calls[number]; ok {
+		open.cancel()
 	}
 	for i, one := range h.receives {
 		if one.number == number {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -181,6 +183,37 @@ func TestStreamsAndSession(t *testing.T) {
 		}, wasman.None{})
 		if name != "Ada" || err != nil || out.String() != "some text" {
 			t.Fatal(name, err, out.String())
+		}
+	})
+}
+
+// The test itself runs in another process, where it fails.
+func TestAWorkflowThatWaitsForNothingFailsTheTest(t *testing.T) {
+	if os.Getenv("WASMANTEST_DEADLOCK") == "" {
+		again := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		again.Env = append(os.Environ(), "WASMANTEST_DEADLOCK=1")
+		told, err := again.CombinedOutput()
+		const want = "deadlock: the workflow waits for what never comes: activity charge, signal approve\n"
+		if err == nil || !strings.Contains(string(told), want) || strings.Contains(string(told), "panic") {
+			t.Fatalf("%v\n%s", err, told)
+		}
+		return
+	}
+	Run(t, func(t *testing.T, h *Host) {
+		Handle(h, charge, func(ctx context.Context, _ order) (string, error) {
+			<-ctx.Done()
+			return "", ctx.Err()
+		})
+		_, err := Execute(h, func(ctx context.Context, o order) (string, error) {
+			call := charge.Start(ctx, o)
+			if _, err := approve.Receive(ctx); err != nil {
+				_, _ = call.Get(ctx)
+				return "", err
+			}
+			return call.Get(ctx)
+		}, order{})
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
 		}
 	})
 }

@@ -753,13 +753,13 @@ class Instance:
                     await self._engine.checkpointed(self)
                 return 0
             case abi_v1.StreamRead(name=name, view=view):
-                moved = await self._streams.download(self.machine, view, name)
+                moved = await self._streams.read(self.machine, view, name)
                 return abi_v1.UNKNOWN if moved is None else moved
             case abi_v1.StreamWrite(name=name, view=view):
-                if view and self.machine.upload_closed:
-                    return abi_v1.NOT_ALLOWED
-                moved = await self._streams.upload(self.machine, view, name)
-                return abi_v1.UNKNOWN if moved is None else moved
+                moved = await self._streams.write(self.machine, view, name)
+                if moved is None:
+                    return abi_v1.UNKNOWN
+                return abi_v1.NOT_ALLOWED if moved < 0 else moved
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):

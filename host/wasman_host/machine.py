@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Machine", "Proposal", "Terminating", "create"]
 
 _STATE_VERSION = 2
+_NOTHING: frozenset[str] = frozenset()
 CANCELLED = "Cancelled"  # the type of the failure by which a guest is told, and by which it says that it honours it
 
 
@@ -200,6 +201,9 @@ class Machine:
         random: Bytes it has drawn from its random stream.
         kept: A result that was larger than the guest's buffer and waits for the same call with a larger one.
         last_failure: The failure of the last call, for guests that ask.
+        closed: The sinks that such a guest has closed.
+        positions: How far each stream is, by its name, for guests that name them (ABI v1); all of them together are
+            `read` and `written`.
         upload_closed: Whether the guest has closed its upload.
         result: What the guest gave by `wasman.result`, if it did.
         input: What the run was started with.
@@ -216,6 +220,7 @@ class Machine:
         "_past",
         "_unlogged",
         "_unwritten",
+        "closed",
         "crc",
         "entry",
         "id",
@@ -223,6 +228,7 @@ class Machine:
         "kept",
         "last_failure",
         "pinned",
+        "positions",
         "random",
         "read",
         "record",
@@ -256,6 +262,8 @@ class Machine:
         self.random = 0
         self.kept: Kept | None = None
         self.last_failure: Failure | None = None
+        self.positions: dict[str, int] | None = None
+        self.closed = _NOTHING
         self.upload_closed = False
         self.result: Payload | None = None
         self.input: Payload | None = None
@@ -295,13 +303,14 @@ class Machine:
         self._count, self._digest = state["operations"], bytes.fromhex(state["digest"])
         self.kept = state["kept"] and Kept(*state["kept"])
         self.upload_closed = state["upload_closed"]
+        self.positions, self.closed = state.get("positions"), frozenset(state.get("closed", ()))
         self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
         failure = state["last_failure"]
         self.last_failure = failure and Failure.of_json(failure)
 
     def state(self) -> dict[str, Any]:
         """What a snapshot must hold besides memory and globals."""
-        return {
+        state = {
             "v": _STATE_VERSION,
             "time": self.time,
             "read": self.read,
@@ -315,6 +324,9 @@ class Machine:
             "upload_closed": self.upload_closed,
             "result": self.result and self.result.content.decode(),
         }
+        if self.positions is not None:
+            state |= {"positions": dict(self.positions), "closed": sorted(self.closed)}
+        return state
 
     @property
     def replaying(self) -> bool:

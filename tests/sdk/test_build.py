@@ -403,6 +403,7 @@ def test_the_wheel_carries_the_sources_of_the_guest_sdk(installed: Path) -> None
     assert Path("go.mod") in carried
     assert os.access(installed / "wasman_sdk" / "_guest_sdk" / "tools" / "wasm-opt", os.X_OK)
     assert not list(installed.rglob("*.wasm*"))
+    assert [path.parent.parent.name for path in installed.rglob("*_test.go")] == ["template"]  # of `wasman new`
     assert not list(installed.glob("guest_sdk*"))
     assert (installed / "wasman_host" / "__init__.py").exists()
 
