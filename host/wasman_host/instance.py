@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 from attrs import evolve
 
+from wasman_host.archive import Archive
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -752,13 +753,13 @@ class Instance:
                     await self._engine.checkpointed(self)
                 return 0
             case abi_v1.StreamRead(name=name, view=view):
-                moved = await self._streams.download(self.machine, view, name)
+                moved = await self._streams.read(self.machine, view, name)
                 return abi_v1.UNKNOWN if moved is None else moved
             case abi_v1.StreamWrite(name=name, view=view):
-                if view and self.machine.upload_closed:
-                    return abi_v1.NOT_ALLOWED
-                moved = await self._streams.upload(self.machine, view, name)
-                return abi_v1.UNKNOWN if moved is None else moved
+                moved = await self._streams.write(self.machine, view, name)
+                if moved is None:
+                    return abi_v1.UNKNOWN
+                return abi_v1.NOT_ALLOWED if moved < 0 else moved
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):
@@ -844,6 +845,7 @@ class Instance:
         await commit(lambda: self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(commit)
 
     def park(self) -> None:
         """Give up the memory of a guest that is kept as it is; the process holds its image, while there is room."""
@@ -866,6 +868,20 @@ class Instance:
         await self.commit(self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(self.propose)
+
+    async def trim(self, commit: Callable[[Callable[[], Proposal]], Awaitable[None]]) -> None:
+        """Let what the newest snapshot has made superfluous leave the log.
+
+        Args:
+            commit: Makes durable, and then true, what the function that it is given proposes.
+        """
+        machine, policy = self.machine, self._engine.snapshots
+        archive = Archive(self._store, self.key, self.run)
+        while (entries := machine.superfluous(policy.chunk)) is not None:
+            chunk = await archive.leaving(entries, machine.record.archive)
+            dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
+            await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
 
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
         """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
@@ -1097,6 +1113,7 @@ class Instance:
             entries=entries,
             blobs=blobs,
             drops=proposal.drops,
+            cuts=proposal.cuts,
             consumes=proposal.consumes,
         )
 

@@ -348,6 +348,8 @@ class Turns:
     def pulls(self) -> None:
         """What the run was started with is here: the guest may read it."""
         machine = self._machine
+        if machine.positions is None:
+            machine.positions = {}  # it names its streams
         self.exchange.input = machine.input.content if machine.input is not None else b"null"
         self.exchange.session = machine.session.content if machine.session is not None else b"null"
 
