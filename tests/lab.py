@@ -18,6 +18,7 @@ from wasman_host.engine import Engine
 from wasman_host.guest.module import GuestModule
 from wasman_host.payload import Payload
 from wasman_host.record import Limits, Record, StreamSpec
+from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import (
     CLOSED,
     Change,
@@ -239,12 +240,13 @@ class Lab:
         when: anyio.Event | None = None,
         matching: Callable[[Change | Step], bool] = lambda _: True,
         streams: StreamTypes | None = None,
+        snapshots: SnapshotPolicy | None = None,
     ) -> None:
         """A worker works until its `at`-th commit, or until `when`, and dies then."""
         store = await self.handle()
         fault = Fault(Point("commit", at), How.DIES_AFTER if after else How.DIES_BEFORE) if at else None
         dying = FaultyStore(store, fault, counting=lambda name, given: name != "commit" or any(map(matching, given[0])))
-        engine = Engine(dying.as_store, {one.name: one for one in activities}, streams=streams)
+        engine = Engine(dying.as_store, {one.name: one for one in activities}, streams=streams, snapshots=snapshots)
         engine._modules = COMPILED
         with anyio.fail_after(PATIENCE), anyio.CancelScope() as scope:
             dying.die = scope.cancel

@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 from attrs import evolve
 
+from wasman_host.archive import Archive
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -844,6 +845,7 @@ class Instance:
         await commit(lambda: self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(commit)
 
     def park(self) -> None:
         """Give up the memory of a guest that is kept as it is; the process holds its image, while there is room."""
@@ -866,6 +868,20 @@ class Instance:
         await self.commit(self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(self.propose)
+
+    async def trim(self, commit: Callable[[Callable[[], Proposal]], Awaitable[None]]) -> None:
+        """Let what the newest snapshot has made superfluous leave the log.
+
+        Args:
+            commit: Makes durable, and then true, what the function that it is given proposes.
+        """
+        machine, policy = self.machine, self._engine.snapshots
+        archive = Archive(self._store, self.key, self.run)
+        while (entries := machine.superfluous(policy.chunk)) is not None:
+            chunk = await archive.leaving(entries, machine.record.archive)
+            dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
+            await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
 
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
         """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
@@ -1097,6 +1113,7 @@ class Instance:
             entries=entries,
             blobs=blobs,
             drops=proposal.drops,
+            cuts=proposal.cuts,
             consumes=proposal.consumes,
         )
 

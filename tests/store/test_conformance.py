@@ -26,6 +26,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.store.heads import folder_of, head_name
 from wasman_host.store.rules import matches
 
 DAY = 86_400 * SECOND
@@ -350,6 +351,11 @@ async def test_effects_are_part_of_the_change(setting: Setting) -> None:
         (change("a", ("r", 1), entries=[(1, b""), (3, b"")]), "gap"),
         (change("a", ("r", 1), entries=[(1, b""), (1, b"")]), "gap"),
         (change("a", ("r", 1), record=None, columns=None, entries=[(1, b"")]), "deletion"),
+        (change("a", ("r", 1), record=None, columns=None, cuts=range(1, 2)), "deletion"),
+        (change("a", None, cuts=range(1, 2)), "a new run"),
+        (change("a", ("r", 1), "another", cuts=range(1, 2)), "a new run"),
+        (change("a", ("r", 1), cuts=range(1, 5, 2)), "gaps"),
+        (change("a", ("r", 1), cuts=range(1, 3), entries=[(2, b"")]), "appends"),
         (change("a", ("r", 1), creates=[change("b", ("x", 1))]), "creates b"),
         (change("a", ("r", 1), sends=[message("b", "")]), "id"),
     ],
@@ -360,6 +366,74 @@ async def test_a_change_that_contradicts_itself_is_refused_before_anything_is_wr
     with pytest.raises(InvalidArgumentError, match=says):
         await setting.store.commit([change("good", None), wrong])
     assert await setting.other.load(key("good")) is None
+
+
+# -- the log is cut --------------------------------------------------------------------------------
+
+
+async def test_what_is_cut_of_a_log_is_gone_and_nothing_else(setting: Setting) -> None:
+    """Over every way in which a store may hold a log: what was appended in one piece, in many, small and large."""
+    for size in (10, 9000):
+        run, entries = f"r{size}", [(n, b"%d" % n * size) for n in range(600)]
+        one = await setting.create(f"a{size}", run=run)
+        for at in range(0, 600, 50):
+            appended = {"entries": entries[at : at + 50], "blobs": [blob(f"b{at}", b"%d" % at)]}
+            assert isinstance(await setting.step(one, **appended), Won)
+            one = await setting.get(f"a{size}")
+        cuts = [range(1, 20), range(20, 300), range(300, 301), range(301, 590)]
+        for cut in cuts:
+            kept = [blob(f"archive-{cut.start}")]
+            drops = [] if cut.start != 300 else ["b100", "b550"]
+            assert isinstance(await setting.step(one, cuts=cut, blobs=kept, drops=drops), Won)
+            assert await setting.other.read(run) == [entries[0], *entries[cut.stop :]]
+            assert await setting.other.read(run, 0, 1) == entries[:1]
+            assert await setting.other.read(run, 595) == entries[595:]
+            assert await setting.other.read(run, 2, cut.stop) == []
+            one = await setting.get(f"a{size}")
+        assert isinstance(await setting.step(one, entries=[(600, b"last")]), Won)
+        assert [n for n, _ in await setting.other.read(run)] == [0, *range(590, 601)]
+        for name in [*(f"b{at}" for at in range(0, 600, 50)), *(f"archive-{cut.start}" for cut in cuts)]:
+            gone = name in {"b100", "b550"}
+            assert (await setting.other.blob(run, name) is None) == gone, name
+
+
+async def test_a_cut_that_loses_leaves_the_log(setting: Setting) -> None:
+    await setting.create("a", run="r")
+    one = await setting.get("a")
+    assert isinstance(await setting.step(one, entries=[(n, b"%d" % n) for n in range(10)]), Won)
+    assert isinstance(await setting.step(one, cuts=range(1, 5), blobs=[blob("archive")]), Lost)
+    assert [n for n, _ in await setting.other.read("r")] == list(range(10))
+    assert await setting.other.blob("r", "archive") is None
+
+
+async def test_a_cut_that_is_repeated_is_made_once(setting: Setting) -> None:
+    await setting.create("a", run="r", owner="w")
+    one = await setting.get("a")
+    assert isinstance(await setting.step(one, entries=[(n, b"%d" % n) for n in range(10)]), Won)
+    cut = change("a", ("r", 2), cuts=range(1, 5), blobs=[blob("archive")])
+    assert await setting.commit(cut) == Won(3, 0)
+    assert await setting.commit(cut) == Won(3, 0)
+    assert [n for n, _ in await setting.other.read("r")] == [0, *range(5, 10)]
+
+
+async def test_an_instance_whose_log_is_cut_again_and_again_stays_as_small(setting: Setting) -> None:
+    one, sizes = await setting.create("a", run="r"), []
+    for n in range(300):
+        fields: dict[str, Any] = {"entries": [(n, b"%03d" % n * 400)], "blobs": [blob(f"s{n}"), blob(f"archive-{n}")]}
+        if n > 1:
+            fields |= {"cuts": range(n - 1, n), "drops": [f"s{n - 1}"]}
+        assert isinstance(await setting.step(one, **fields), Won)
+        one = await setting.get("a")
+        if isinstance(setting.store, ObjectStore):
+            found = await setting.store.backend.get(head_name(folder_of(key("a"))))
+            assert found is not None
+            sizes.append(len(found.data))
+    assert [n for n, _ in await setting.other.read("r")] == [0, 299]
+    for n in range(300):
+        assert await setting.other.blob("r", f"archive-{n}") == b"data"
+    assert [await setting.other.blob("r", f"s{n}") for n in (2, 298, 299)] == [None, None, b"data"]
+    # What names the archive in an object store is written out now and then.
+    assert not sizes or max(sizes[100:]) < 1.1 * max(sizes[:100])
 
 
 # -- mail ------------------------------------------------------------------------------------------

@@ -252,6 +252,8 @@ class MemoryStore(Store):
         self._keep(change)
         for name in change.drops:
             self._blobs[change.run].pop(name, None)
+        for n in change.cuts:
+            self._logs[change.run].pop(n, None)
         return Won(version, mail)
 
     def _check_fresh(self, change: Change | Step, stored: Stored | None) -> None:
