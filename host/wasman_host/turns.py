@@ -119,6 +119,7 @@ class Turns:
         self._most = abi_v1.INBOX // _EVENT - 2  # of one turn: a cancel and the deadline may come with them
         self.exchange = Exchange(self._log, turns=True)
         self.operations = Operations() if state is None else Operations.of_state(state, self.exchange)
+        self.exchange.open = self.operations.open
         self._turns = 0  # since the last snapshot
         self._spent = 0.0  # seconds of processor time since then
         self._ticks = 0
@@ -296,6 +297,7 @@ class Turns:
             self.operations.take(outbox, machine)
         except MalformedError as error:
             raise self._protocol(str(error)) from error
+        self.exchange.issued = machine.operations
         self.operations.deadline, self.operations.stuck = block.deadline, block.stuck
         self._turns += 1
         self._spent += time.thread_time() - began
@@ -348,6 +350,7 @@ class Turns:
     def pulls(self) -> None:
         """What the run was started with is here: the guest may read it."""
         machine = self._machine
+        self.exchange.issued = machine.operations
         if machine.positions is None:
             machine.positions = {}  # it names its streams
         self.exchange.input = machine.input.content if machine.input is not None else b"null"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wasman_host.guest.imports import HostFunction, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from wasman_host.guest.live import Guest
 
@@ -244,17 +244,19 @@ class Exchange:
         flushed: Commands that the guest has handed over before the end of its turn.
         untaken: Answers that were announced and not taken, by operation: (bytes, whether it is a failure).
         issued: How many operations the guest has asked for.
+        open: Those of them that are not answered.
         turns: Whether its form is that of turns.
         log: Called with level, message and attributes.
     """
 
-    __slots__ = ("flushed", "input", "issued", "log", "session", "turns", "untaken")
+    __slots__ = ("flushed", "input", "issued", "log", "open", "session", "turns", "untaken")
 
     def __init__(self, log: Callable[[int, str, bytes], None], *, turns: bool) -> None:
         self.input = self.session = b"null"
         self.flushed = bytearray()
         self.untaken: dict[int, tuple[bytes, bool]] = {}
         self.issued = 0
+        self.open: Container[int] = ()
         self.turns = turns
         self.log = log
 
@@ -273,7 +275,9 @@ class Exchange:
         found = self.untaken.get(operation)
         if found is not None:
             return found[0]
-        return UNKNOWN
+        if operation >= self.issued:
+            return UNKNOWN
+        return NOT_READY if operation in self.open else TAKEN
 
 
 def _exchange(guest: Guest, name: str) -> Exchange | None:
