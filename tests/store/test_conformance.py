@@ -749,6 +749,18 @@ async def test_who_is_put_off_is_taken_at_the_new_time_and_not_before(setting: S
     assert await setting.claim("w") == []
 
 
+async def test_who_was_due_and_is_put_off_takes_nobodys_place(setting: Setting) -> None:
+    await setting.work("w")
+    for n in range(5):
+        await setting.create(f"a{n}", wake=START - 9 + n)
+    assert await setting.claim("w", 1) == ["a0"]
+    for n in range(1, 5):
+        one = await setting.get(f"a{n}")
+        assert isinstance(await setting.step(one, columns=columns(wake=START + SECOND)), Won)
+    await setting.create("b", wake=START, created=START + 1)
+    assert await setting.claim("w", 2) == ["b"]
+
+
 async def test_two_workers_never_get_the_same(setting: Setting) -> None:
     await setting.work("w")
     await setting.work("v", store=setting.other)
