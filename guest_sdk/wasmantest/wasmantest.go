@@ -67,9 +67,12 @@ type receive struct {
 }
 
 // Run gives a test a host of its own. Workflows, activities and whatever else sleeps share the bubble's clock, which
-// begins at midnight UTC 2000-01-01.
+// begins at midnight UTC 2000-01-01. A guest's memory has one run, so tests that use Run are not parallel.
 func Run(t *testing.T, test func(t *testing.T, host *Host)) {
 	t.Helper()
+	if abi.Host != nil {
+		t.Fatal("another test is in wasmantest.Run: tests that use it cannot be parallel")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		h := &Host{

@@ -84,6 +84,7 @@ class Order(BaseModel):
     kind: Literal["gift", "own"] = "own"
     numbers: set[int] = Field(default_factory=set)
     where: list[str] | None = None
+    must: dict[str, int] | None
 
 
 class Receipt(BaseModel):
@@ -179,9 +180,10 @@ ORDER = """type Order struct {
 	Tags    Tags            `json:"tags"`
 	Address *Address        `json:"address,omitempty"`
 	// one of "gift", "own"; nil for "own"
-	Kind    *string  `json:"kind,omitempty"`
-	Numbers []int64  `json:"numbers,omitempty"`
-	Where   []string `json:"where,omitempty"`
+	Kind    *string           `json:"kind,omitempty"`
+	Numbers []int64           `json:"numbers,omitempty"`
+	Where   []string          `json:"where,omitempty"`
+	Must    *map[string]int64 `json:"must"`
 }
 """
 COLOUR = """// Colour: What there is.
@@ -295,6 +297,7 @@ def test_what_either_side_writes_the_other_reads(module: Path) -> None:
         address=Address("street", None),
         numbers={3},
         where=["w"],
+        must={"m": 1},
     )
     adapter = TypeAdapter(Order)
     done = subprocess.run(
@@ -312,6 +315,7 @@ def test_what_either_side_writes_the_other_reads(module: Path) -> None:
     )
     assert got.placed == dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
     assert got.lines[0].inner == Line(sku="t", colour=Colour.RED)
+    assert (got.must, got.where) == (None, None)
     assert (got.lines[0].size, got.lines[0].quantity) == (Size.SMALL, 1)
 
 

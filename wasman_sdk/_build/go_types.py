@@ -155,7 +155,8 @@ class GoTypes:
     def _top(self, one: Wanted, schema: Any) -> str:
         if schema is None:
             return "[]byte" if one.type is bytes else _NONE
-        return self._type(schema, one.where)[0]
+        type_ = self._type(schema, one.where)[0]
+        return type_ if one.sent else _without_pointer(type_)
 
     # Schemas
 
@@ -189,7 +190,7 @@ class GoTypes:
                 f"a guest reads by itself"
             )
         name, note = types[0]
-        if len(left) == len(options) or name == "any" or name.startswith(("[]", "map[")):
+        if len(left) == len(options) or name == "any":
             return name, note
         return f"*{name}", note
 
@@ -250,10 +251,12 @@ class GoTypes:
             type_, note = self._type(inner, where)
             options = ""
             if key not in required:
-                type_, more = _optional(type_, inner)
+                type_, more = _optional(_without_pointer(type_), inner)
                 options, note = ",omitempty", "; ".join(filter(None, (note, more)))
             elif key == "-":
                 options = ","
+            if definition in self._received_only:
+                type_ = _without_pointer(type_)
             said = "; ".join(filter(None, (inner.get("description", ""), note)))
             own = _free(exported(key), {one.name for one in fields})
             fields.append(_Field(own, type_, f'`json:"{key}{options}"`', said))
@@ -291,6 +294,11 @@ def _united(schemas: Mapping[int, Any], definitions: Mapping[str, Any]) -> tuple
     names = {f"{name}{half}": name for name in pairs for half in halves}
     united = {names.get(name, name): renamed(schema) for name, schema in definitions.items()}
     return {key: renamed(schema) for key, schema in schemas.items()}, united
+
+
+def _without_pointer(type_: str) -> str:
+    """A list or a map that may be null, where its nil says so: where it is received, or left out if it is empty."""
+    return type_.removeprefix("*") if type_.startswith(("*[]", "*map[")) else type_
 
 
 def _optional(type_: str, schema: Any) -> tuple[str, str]:
