@@ -18,6 +18,7 @@ from wasman_host.store import (
     Filter,
     Key,
     Lost,
+    MemoryStore,
     ObjectStore,
     Sent,
     SqliteStore,
@@ -695,6 +696,69 @@ async def test_claims_take_first_what_waits_longest(setting: Setting) -> None:
     assert await setting.claim("w", 1) == ["first"]
     assert await setting.claim("w", 2) == ["mailed", "third"]
     assert await setting.claim("w", 9) == ["late"]
+
+
+async def test_after_a_week_without_workers_all_is_taken_that_is_due_the_oldest_first(setting: Setting) -> None:
+    draw, week = random.Random(11), 7 * DAY
+    moments = {f"s{n}": START + draw.randrange(SECOND, 2 * week) for n in range(400)}
+    moments |= {"late": START - 300 * 365 * DAY, "never": 2**63 - 1}
+    waiting = [columns(status=Status.WAITING, wake=wake) for wake in moments.values()]
+    made = [change(name, None, columns=given) for name, given in zip(moments, waiting, strict=True)]
+    assert await setting.store.commit(made) == [Won(1, 0)] * len(made)
+    setting.clock.advance(7 * 24 * 3600)
+    due = sorted((name for name, wake in moments.items() if wake <= START + week), key=lambda name: moments[name])
+    assert due[0] == "late"
+    assert 150 < len(due) < 250
+    await setting.work("w")
+    taken = []
+    while got := await setting.claim("w", 64):
+        taken.append(got)
+    assert [name for batch in taken for name in batch] == due
+    assert all(len(batch) == 64 for batch in taken[:-1])
+    setting.clock.advance(7 * 24 * 3600)
+    await setting.work("v", store=setting.other)
+    later = await setting.claim("v", 1000, store=setting.other)
+    assert [name for name in later if name not in due] == sorted(
+        (name for name in moments if name not in due and name != "never"), key=lambda name: moments[name]
+    )
+
+
+async def test_a_crowd_of_one_queue_does_not_keep_another_waiting(setting: Setting) -> None:
+    crowd = [change(f"c{n}", None, columns=columns(wake=START - SECOND - n)) for n in range(200)]
+    await setting.store.commit([*crowd, change("one", None, columns=columns(queue="other", wake=START))])
+    await setting.work("w")
+    assert await setting.claim("w", 3, queue="other") == ["one"]
+    assert await setting.claim("w", 3) == ["c199", "c198", "c197"]
+
+
+async def test_who_is_put_off_is_taken_at_the_new_time_and_not_before(setting: Setting) -> None:
+    """Also where that is done again and again, as to a run that is woken by signals before its deadline."""
+    await setting.work("w", 10**6)
+    one = await setting.create("a", wake=START + 10 * SECOND)
+    await setting.create("b", wake=START + 5 * SECOND)
+    for n in range(1500 if isinstance(setting.store, MemoryStore) else 20):
+        assert isinstance(await setting.step(one, columns=columns(wake=START + (20 + n % 7) * SECOND)), Won)
+        one = await setting.get("a")
+    assert isinstance(await setting.step(one, columns=columns(wake=START + 20 * SECOND)), Won)
+    if isinstance(setting.store, MemoryStore):
+        assert len(setting.store._alarms) < 1100
+    setting.clock.advance(15)
+    assert await setting.claim("w") == ["b"]
+    setting.clock.advance(5)
+    assert await setting.claim("w") == ["a"]
+    assert await setting.claim("w") == []
+
+
+async def test_who_was_due_and_is_put_off_takes_nobodys_place(setting: Setting) -> None:
+    await setting.work("w")
+    for n in range(5):
+        await setting.create(f"a{n}", wake=START - 9 + n)
+    assert await setting.claim("w", 1) == ["a0"]
+    for n in range(1, 5):
+        one = await setting.get(f"a{n}")
+        assert isinstance(await setting.step(one, columns=columns(wake=START + SECOND)), Won)
+    await setting.create("b", wake=START, created=START + 1)
+    assert await setting.claim("w", 2) == ["b"]
 
 
 async def test_two_workers_never_get_the_same(setting: Setting) -> None:
