@@ -23,7 +23,7 @@ package wasman
 
 import (
 	"context"
-	"sort"
+	"slices"
 	"strings"
 
 	"wasman.dev/guest/internal/codec"
@@ -98,7 +98,7 @@ func unknownWorkflow(name string) error {
 	for known := range workflows {
 		names = append(names, "'"+known+"'")
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	there := "it registers none"
 	if len(names) > 0 {
 		there = "it registers " + strings.Join(names, ", ")

@@ -6,7 +6,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -217,7 +216,7 @@ func (d *decoder) text(path string) (string, error) {
 			s := string(d.data[start:d.at])
 			d.at++
 			if !utf8.ValidString(s) {
-				s = strings.ToValidUTF8(s, "\ufffd")
+				s = string([]rune(s)) // each byte that is none becomes U+FFFD
 			}
 			return s, nil
 		case c == '\\':
@@ -239,7 +238,7 @@ func (d *decoder) escaped(start int, path string) (string, error) {
 		case c == '"':
 			s := string(b)
 			if !utf8.ValidString(s) {
-				s = strings.ToValidUTF8(s, "\ufffd")
+				s = string([]rune(s)) // each byte that is none becomes U+FFFD
 			}
 			return s, nil
 		case c < ' ':
@@ -440,8 +439,8 @@ func (d *decoder) moment(v reflect.Value, path string) error {
 	if err != nil {
 		return err
 	}
-	moment, err := time.Parse(time.RFC3339, s)
-	if err != nil {
+	moment, ok := readMoment(s)
+	if !ok {
 		return d.fail(path, "'"+s+"' is no time as RFC 3339 writes it")
 	}
 	v.Set(reflect.ValueOf(moment))

@@ -7,8 +7,9 @@ import (
 	"errors"
 	"math"
 	"reflect"
-	"sort"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -58,7 +59,7 @@ func appendValue(b []byte, v reflect.Value, path string, depth int, quoted bool)
 			return nil, at(path, "the year "+strconv.Itoa(y)+" has no place in RFC 3339")
 		}
 		b = append(b, '"')
-		b = moment.AppendFormat(b, time.RFC3339Nano)
+		b = appendMoment(b, moment)
 		return append(b, '"'), nil
 	case rawType:
 		if raw := v.Bytes(); len(raw) > 0 {
@@ -166,7 +167,7 @@ func appendMap(b []byte, v reflect.Value, path string, depth int) ([]byte, error
 		}
 		pairs = append(pairs, pair{name, iter.Value()})
 	}
-	sort.Slice(pairs, func(i, j int) bool { return pairs[i].name < pairs[j].name })
+	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
 	b = append(b, '{')
 	for i, p := range pairs {
 		if i > 0 {
@@ -269,6 +270,10 @@ func appendString(b []byte, s string) []byte {
 			switch c {
 			case '"', '\\':
 				b = append(b, '\\', c)
+			case '\b':
+				b = append(b, '\\', 'b')
+			case '\f':
+				b = append(b, '\\', 'f')
 			case '\n':
 				b = append(b, '\\', 'n')
 			case '\r':
@@ -288,6 +293,11 @@ func appendString(b []byte, s string) []byte {
 			i++
 			start = i
 			continue
+		}
+		if r == '\u2028' || r == '\u2029' { // JSON within JavaScript must not have them
+			b = append(append(b, s[start:i]...), `\u202`...)
+			b = append(b, hexDigits[r&15])
+			start = i + size
 		}
 		i += size
 	}
