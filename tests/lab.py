@@ -125,15 +125,22 @@ class Lab:
 
     # Instances
 
-    async def deploy(self, data: bytes, name: str = "") -> str:
-        name = name or hashlib.sha256(data).hexdigest()[:12]
-        await deployments.deploy(self.store, "default", name, data)
+    async def deploy(self, data: bytes, name: str = "", entry: str = "") -> str:
+        name = name or hashlib.sha256(data).hexdigest()[:12] + entry
+        await deployments.deploy(self.store, "default", name, data, entry=entry)
         return name
 
     async def start(
-        self, data: bytes, given: object = None, *, id: str = "w", session: bytes | None = None, **options: Any
+        self,
+        data: bytes,
+        given: object = None,
+        *,
+        id: str = "w",
+        session: bytes | None = None,
+        entry: str = "",
+        **options: Any,
     ) -> Key:
-        name = await self.deploy(data)
+        name = await self.deploy(data, entry=entry)
         stated = None if session is None else Payload.of(session)
         payload = given if isinstance(given, Payload) else Payload.of(json.dumps(given).encode())
         chosen = starting.StartOptions(**options)

@@ -244,6 +244,8 @@ class Calls:
                     return Delivery("failed", number, failure=late)
                 known = machine.open_operation(number)
             try:
+                if run.is_written_beside:
+                    await run.settled()
                 if known is not None:
                     await run.commit(machine.begun(number, attempt))
                 run.require_lease()

@@ -10,7 +10,7 @@ from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from wasman_host.guest.live import Guest
     from wasman_host.guest.memory import Baseline
@@ -44,13 +44,21 @@ class Checkpoints:
         self._machine, self._origin, self._baseline = machine, origin, baseline
         self.last: Held | None = None
 
-    def holds(self, guest: Guest, token: Any = None) -> Held:
-        """What a snapshot of the guest as it is would hold besides pages; `token` is what its sink needs."""
+    def holds(self, guest: Guest, token: Any = None, more: Mapping[str, Any] | None = None) -> Held:
+        """What a snapshot of the guest as it is would hold besides pages.
+
+        Args:
+            guest: The guest.
+            token: What its sink needs.
+            more: What the host must remember besides.
+        """
         machine = self._machine
         machine.random = guest.world.random
         state = machine.state()
         if token is not None:
             state["token"] = token
+        if more is not None:
+            state.update(more)
         return Held(len(guest.memory()), guest.globals(), state, machine.tail.entries)
 
     def changed(self, guest: Guest) -> dict[int, bytes]:

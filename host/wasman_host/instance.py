@@ -7,7 +7,8 @@ out at its next commit, and is dropped.
 
 A guest that waits may be evicted, so that it costs no memory: where the time is known that it waits for, the instance
 is handed back to the store until then; where it waits for an activity, its memory goes, the activity runs on, and with
-its answer in the log the run is taken up again as after a crash.
+its answer in the log the run is taken up again as after a crash. One whose stack can be unwound (`guest.asyncify`) is
+kept before that, in the middle of its call, and goes on there: nothing of it runs twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 import anyio.lowlevel
@@ -38,7 +39,8 @@ from wasman_host.errors import (
     UnsupportedStateError,
 )
 from wasman_host.events import Event, EventKind
-from wasman_host.guest import abi_v0
+from wasman_host.guest import abi_v0, asyncify
+from wasman_host.guest.asyncify import Suspended
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.memory import Baseline
@@ -116,11 +118,13 @@ class Instance:
 
     __slots__ = (
         "_ahead",
+        "_answered",
         "_beside",
         "_blocking",
         "_calls",
         "_cancelling",
         "_committing",
+        "_computed",
         "_created",
         "_ending",
         "_engine",
@@ -137,6 +141,7 @@ class Instance:
         "_store",
         "_stored",
         "_streams",
+        "_suspended",
         "_until",
         "_version",
         "_waits",
@@ -183,6 +188,8 @@ class Instance:
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
+        self._suspended: Suspended | None = None  # where the guest goes on, which was restored and not entered yet
+        self._answered, self._computed = 0, 0.0  # since the guest was kept: answers, and processor seconds
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
@@ -271,12 +278,14 @@ class Instance:
         """Give the guest's memory up if it waits; False where it does not, or has none."""
         if not self._waits or self._committing or self.guest is None:
             return False
-        if self._until is None:
-            guest, self.guest = self.guest, None
-            guest.close()
-        else:
+        if self._until is not None:
             self._handing_back = self._until
             self._interrupt()
+        elif self._suspendable(self.guest):
+            self.beside(self._keep_and_close)
+        else:
+            guest, self.guest = self.guest, None
+            guest.close()
         return True
 
     def _interrupt(self) -> None:
@@ -416,6 +425,13 @@ class Instance:
 
     async def _interrupted_by(self) -> None:
         """Do what came first instead of going on."""
+        await self.settled()
+        gives_up = self._leaving or self._handing_back is not None
+        try:
+            if gives_up and self._blocking is None and self._ending is None and self._waits:
+                await self._keep(enters_again=False)
+        except BlockedError as error:
+            self._blocking = error
         await self._let_go()
         if self._blocking is not None:
             await self._block(self._blocking)
@@ -492,7 +508,8 @@ class Instance:
         if self._origin is not None:
             machine.pin_image(self._origin.digest)
         # Without an image its initialisation belongs to the run, which only a replay repeats.
-        self._reentrant = (module.reentrant or pinned.resume == "checkpoint") and self._origin is not None
+        kept = module.asyncified is not None or module.reentrant or pinned.resume == "checkpoint"
+        self._reentrant = kept and self._origin is not None
 
         snapshot = record.snapshot if self._reentrant else None
         past, created, self._created = self._past, self._created, None
@@ -505,6 +522,12 @@ class Instance:
         if self._origin is not None and snapshot is not None:
             restored = await past.restored(self._origin, self._engine.images)
         machine.remember(first, None if restored is None else restored.state, entries)
+        self._suspended = None
+        if restored is not None and module.asyncified is not None:
+            self._suspended = Suspended.from_json(restored.state["suspended"])
+            if restored.state["asking"]:
+                machine.asks_again()
+        self._answered, self._computed = 0, 0.0
         self._make_guest(restored)
         if restored is not None:
             self._streams.token = restored.state.get("token")
@@ -526,7 +549,8 @@ class Instance:
         self._engine.residents.enters(self)
         baseline: Baseline | None = None
         if restored is not None:
-            guest.restore(restored.image, restored.globals, keep=module.binary.stack_pointer)
+            keep = module.binary.stack_pointer if self._suspended is None else None
+            guest.restore(restored.image, restored.globals, keep=keep)
             baseline = Baseline(restored.image, restored.touched)
             world.random = machine.random
         elif origin is not None and initialised:
@@ -572,11 +596,22 @@ class Instance:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
         guest, machine = self.guest, self.machine
         assert guest is not None, "the guest was loaded"
-        guest.enter(name, arguments)
-        unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
-        while True:
+        kept, self._suspended = self._suspended, None
+        outcome: Parked | Yielded | Ended | Trapped | Exceeded
+        if kept is not None:
+            outcome = asyncify.rewind(guest, name, arguments, kept)
+        else:
+            guest.enter(name, arguments)
             outcome = guest.resume()
+        unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
+        computed = 0.0
+        while True:
             if isinstance(outcome, Parked):
+                self._computed += computed
+                computed = 0.0
+                if kept is None and self._is_to_be_kept(guest, outcome.request):
+                    outcome = await self._keep(enters_again=True) or outcome
+                kept = None
                 version, replaying = self._version, machine.replaying
                 answer = await self._answer(guest, outcome.request)
                 guest.answer(answer)
@@ -584,6 +619,8 @@ class Instance:
                 moved = answer > 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
+                    self._answered += not (moved or replaying)
+                    outcome = guest.resume()
                     continue
                 # Such as a refused one: it must neither keep the event loop nor begin a new turn.
                 unwaited += 1
@@ -606,6 +643,7 @@ class Instance:
                         f"may for {allowed:g} s; mend the guest or raise the limit, then unblock"
                     )
                     raise GuestTimeoutError(message, "turn_seconds")
+                computed = outcome.seconds
                 began = time.thread_time()
                 await anyio.lowlevel.checkpoint()
                 since += time.thread_time() - began  # what others did meanwhile is not its own
@@ -614,6 +652,7 @@ class Instance:
             else:
                 guest.world.flush()
                 return outcome
+            outcome = guest.resume()
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -755,7 +794,7 @@ class Instance:
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
         machine = self.machine
-        if not self._reentrant or machine.replaying:
+        if not self._reentrant or machine.replaying or self._module.asyncified is not None:
             return
         token = await self._streams.sync(machine)
         checkpoints = self.checkpoints
@@ -766,6 +805,83 @@ class Instance:
         await self.commit(self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+
+    def _suspendable(self, guest: Guest) -> bool:
+        """Whether the stack of the guest, which is parked, can be unwound where it is."""
+        marks = self._module.asyncified
+        return (
+            marks is not None
+            and self._reentrant
+            and guest.waits_in is not None
+            and guest.waits_in[0] in marks.imports
+            and not self.machine.replaying
+        )
+
+    def _is_to_be_kept(self, guest: Guest, request: Request) -> bool:
+        """Whether a guest that has parked just now is kept before it is answered."""
+        if isinstance(request, abi_v0.Checkpoint):
+            return self._suspendable(guest)
+        policy = self._engine.snapshots
+        due = self._answered >= policy.turns or self._computed >= policy.seconds
+        return due and self._suspendable(guest)
+
+    async def _keep(self, *, enters_again: bool) -> Parked | None:
+        """Unwind the guest and keep it; None where it cannot be unwound where it is.
+
+        Args:
+            enters_again: Whether it goes on: it is parked as before then. Else its memory may only be given up.
+        """
+        guest = self.guest
+        if guest is None or not self._suspendable(guest) or (not enters_again and not self.machine.is_asking):
+            return None
+        token = await self._streams.sync(self.machine)
+        proposal, suspended, held, changed = self._unwound(guest, token)
+        if proposal is not None:
+            await self.commit(proposal)
+            assert self.checkpoints is not None, "a guest that is kept was laid over an image"
+            self.checkpoints.kept(guest, held, changed)
+            self._streams.token = token
+        self._answered, self._computed = 0, 0.0
+        return asyncify.rewind(guest, self._entry, self._arguments(), suspended) if enters_again else None
+
+    def _unwound(
+        self, guest: Guest, token: Mapping[str, Any] | None
+    ) -> tuple[Proposal | None, Suspended, Held, dict[int, bytes]]:
+        """Unwind the guest: what to commit to keep it as it is, or None where the last snapshot does."""
+        checkpoints = self.checkpoints
+        assert checkpoints is not None, "a guest that is kept was laid over an image"
+        suspended = asyncify.unwind(guest)
+        state = {"suspended": suspended.to_json(), "asking": self.machine.is_asking}
+        held, changed = checkpoints.holds(guest, token, state), checkpoints.changed(guest)
+        proposal = None
+        if held != checkpoints.last or changed:
+            proposal = self.snapshot(guest, held, changed)
+        return proposal, suspended, held, changed
+
+    async def _keep_and_close(self) -> None:
+        """Evict a guest that waits for an activity, unless it waits no more: its own task goes on when this is durable."""
+        token: Mapping[str, Any] | None = None
+
+        async def prepare() -> None:
+            nonlocal token
+            token = await self._streams.sync(self.machine)
+
+        def propose() -> Proposal | None:
+            guest = self.guest
+            if guest is None or not self.machine.is_asking or not self._suspendable(guest):
+                return None
+            try:
+                proposal, *_ = self._unwound(guest, token)
+            finally:
+                self.guest = None
+                self._engine.residents.leaves(self)
+                guest.close()
+            return proposal
+
+        try:
+            await self.commit_beside(propose, prepare)
+        except BlockedError as error:
+            self.block(error)
 
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
         """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
@@ -935,18 +1051,27 @@ class Instance:
         """Let `work` run beside this task, as a task of the worker."""
         self._engine.beside(work)
 
-    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+    async def commit_beside(
+        self, propose: Callable[[], Proposal | None], prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
         """Commit while this instance's own task waits for an activity; False where it is about something else.
 
         There is one commit at a time, and the next one is made over this one: the task waits by `settled` where its
         activity has ended or was interrupted, before it proposes anything.
+
+        Args:
+            propose: Makes what is committed; None for nothing.
+            prepare: What is to be done before that.
         """
         if self._committing or not self._waits or not self.owns or self._scope.cancel_called:
             return False
         self._beside, self._committing, self._interrupt_due = anyio.Event(), True, False
         try:
+            if prepare is not None:
+                await prepare()
             proposal = propose()
-            self._accept(proposal, await self._durable(self._change(proposal)))
+            if proposal is not None:
+                self._accept(proposal, await self._durable(self._change(proposal)))
         except ConcurrentExecutionError as error:
             self.log.info("%s", error)
             self.owns = False

@@ -184,6 +184,7 @@ class Machine:
     """
 
     __slots__ = (
+        "_asks_again",
         "_begun",
         "_count",
         "_deflate",
@@ -241,6 +242,7 @@ class Machine:
         self._count = 0
         self._digest = EMPTY_CHAIN
         self._unlogged: list[bytes] = []
+        self._asks_again = False
         self._past: list[Entry] = []  # the last one first; an empty deque takes 760 bytes of every run that waits
         place = entry_address(tenant, id_, record.run, 0).encoded
         self._entry_address = place.removesuffix(b"0\0").replace(b"%", b"%%") + b"%d\0"
@@ -274,10 +276,15 @@ class Machine:
         self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
         failure = state["last_failure"]
         self.last_failure = failure and Failure.of_json(failure)
+        self._unlogged = [operation.encode() for operation in state.get("unlogged", ())]
+
+    def asks_again(self) -> None:
+        """The guest that was restored waits for the operation that it has asked for last: it will ask for it again."""
+        self._asks_again = bool(self._unlogged)
 
     def state(self) -> dict[str, Any]:
         """What a snapshot must hold besides memory and globals."""
-        return {
+        state = {
             "v": _STATE_VERSION,
             "time": self.time,
             "read": self.read,
@@ -291,6 +298,9 @@ class Machine:
             "upload_closed": self.upload_closed,
             "result": self.result and self.result.content.decode(),
         }
+        if self._unlogged:
+            state["unlogged"] = [operation.decode() for operation in self._unlogged]
+        return state
 
     @property
     def replaying(self) -> bool:
@@ -311,15 +321,27 @@ class Machine:
         Raises:
             NondeterminismError: The log holds something else at this place.
         """
-        number = self._count
         operation = Operation(kind, name, request, self.read, self.written, self.crc)
         encoded = operation.encoded
+        if self._asks_again:
+            self._asks_again = False
+            return self._issued_again(encoded, operation)
+        number = self._count
         self._count += 1
         self._digest = chained(self._digest, (encoded,))
         self._unlogged.append(encoded)
         if self._past:
             self._compare(number, operation)
         return number
+
+    def _issued_again(self, encoded: bytes, operation: Operation) -> int:
+        if encoded != self._unlogged[-1]:
+            message = (
+                f"{self} was kept as its guest waited for {self._unlogged[-1].decode()}, and restored it asks for "
+                f"{operation}. Its data is untouched; mend the cause and unblock, or terminate"
+            )
+            raise NondeterminismError(message)
+        return self._count - 1
 
     def _compare(self, number: int, operation: Operation) -> None:
         entry = self._past[-1]
@@ -395,6 +417,11 @@ class Machine:
 
     def _settled_open(self, without: int | None = None) -> tuple[OpenOperation, ...]:
         return tuple(operation for operation in self.record.open if operation.number != without)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the guest has asked for something that nothing is logged of yet."""
+        return bool(self._unlogged) and not self._past
 
     @property
     def asked(self) -> tuple[int, str] | None:

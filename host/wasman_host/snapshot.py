@@ -26,16 +26,20 @@ _VERSION = 1
 
 @frozen
 class SnapshotPolicy:
-    """When a chain of deltas is merged into one over the module's image.
+    """When a guest that can be kept as it waits is, and a chain of deltas is merged into one over the module's image.
 
     Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
     differs from the image again.
 
     Attributes:
+        turns: A guest is kept after it was given something so many times: no more than these are repeated after a crash.
+        seconds: And after so much processor time.
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.
     """
 
+    turns: int = 32
+    seconds: float = 0.05
     max_chain: int = 16
     max_bytes: int = 16 * 1024 * 1024
 

@@ -300,7 +300,7 @@ def test_what_wasmtime_refuses_is_replaced(
     config = Config()
     config.consume_fuel = True
     other = Module(Engine(config), parse(GUEST)[0]).serialize()
-    facts = {"binary": module.binary.to_json(), "snapshots": ""}
+    facts = {"binary": module.binary.to_json(), "snapshots": "", "asyncified": None}
     cache.store(SHA256, Entry(facts, bytes(other)))
     for _ in range(2):
         assert known(compile_module(GUEST, "it", CodeCache(tmp_path / "code"))) == known(module)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, field, frozen
 
-from wasman_host.errors import CorruptSnapshotError, GuestLimitError, InvalidModuleError
+from wasman_host.errors import BlockedError, CorruptSnapshotError, GuestLimitError, InvalidModuleError
 from wasman_host.guest.binary import exported_body, mutable_globals, section, with_section
 from wasman_host.guest.live import Ended, Parked, Trapped, Yielded
 
@@ -158,7 +158,7 @@ def unwind(guest: Guest) -> Suspended:
 
     Raises:
         GuestLimitError: The stack is larger than the guest's calls may nest, or than its memory.
-        InvalidModuleError: The module does not do what its section says.
+        BlockedError: The module does not do what its section says.
     """
     marks, waits_in = guest.module.asyncified, guest.waits_in
     assert marks is not None, "only marked guests are steered"
@@ -175,17 +175,19 @@ def unwind(guest: Guest) -> Suspended:
     guest.set_global(marks.state, _NORMAL)
     top = _RECORD.unpack(guest.read(0, _RECORD.size) or b"")[0]
     if top > lent or (isinstance(outcome, Trapped) and "out of bounds" in outcome.message):
+        more = "raise the limit and unblock" if lent < len(guest.memory()) else "build it with more memory to begin with"
         message = (
-            f"the guest's calls, as it waits in {function}, take more than the {lent - _RECORD.size:,} bytes that they "
-            f"may (its limit of stack, and no more than its memory), so it cannot be kept; raise the limit and unblock"
+            f"the guest's calls, as it waits in {function}, take more than {lent - _RECORD.size:,} bytes, the lesser of "
+            f"its limit of stack and its memory, so it cannot be kept; {more}"
         )
         raise GuestLimitError(message, "stack")
     if not isinstance(outcome, Ended):
         message = (
-            f"module {guest.module.digest[:12]} did not unwind its stack as it waited in {function}; build it anew by "
-            f"`wasman build --asyncify`"
+            f"module {guest.module.digest[:12]} did not unwind its stack as it waited in {function}: it was not "
+            f"asyncified for all imports that its section {SECTION} names. Build it anew by `wasman build --asyncify`, "
+            f"terminate this run and start it with the new module"
         )
-        raise InvalidModuleError(message)
+        raise BlockedError(message)
     stack = guest.read(_RECORD.size, top - _RECORD.size)
     assert stack is not None, "it lies in what was lent"
     guest.write(0, before[:top])

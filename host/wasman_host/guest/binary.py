@@ -30,6 +30,7 @@ __all__ = [
     "parse",
     "section",
     "with_section",
+    "without_section",
 ]
 
 REWRITER = "3"  # in the key of cached code: raise it when anything changes that is rewritten or read here
@@ -319,6 +320,16 @@ def with_section(data: bytes, name: str, content: bytes) -> bytes:
     """The module with one more custom section, at its end."""
     body = _text(name) + content
     return data + bytes([_CUSTOM]) + _number(len(body)) + body
+
+
+def without_section(data: bytes, name: str) -> bytes:
+    """The module without its custom sections of this name. Raises `InvalidModuleError`, as `parse`."""
+    kept = [
+        bytes([number]) + _number(len(content)) + content
+        for number, content in _sections(data)
+        if number != _CUSTOM or not content.startswith(_text(name))
+    ]
+    return b"".join((_MAGIC, _VERSION, *kept))
 
 
 def mutable_globals(data: bytes) -> list[int]:
