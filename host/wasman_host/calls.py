@@ -86,6 +86,9 @@ class Run(Protocol):
     async def commit(self, proposal: Proposal) -> None:
         """Make it durable, then true."""
 
+    async def propose(self, make: Callable[[], Proposal]) -> None:
+        """Make what `make` gives durable, then true; it is called when nothing else is being committed."""
+
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
         """Make something durable while the instance waits for its activity; False where it does not."""
 
@@ -244,10 +247,8 @@ class Calls:
                     return Delivery("failed", number, failure=late)
                 known = machine.open_operation(number)
             try:
-                if run.is_written_beside:
-                    await run.settled()
                 if known is not None:
-                    await run.commit(machine.begun(number, attempt))
+                    await run.propose(partial(machine.begun, number, attempt))
                 run.require_lease()
                 self._report("activity_started", call.name, attempt)
                 try:

@@ -596,22 +596,17 @@ class Instance:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
         guest, machine = self.guest, self.machine
         assert guest is not None, "the guest was loaded"
-        kept, self._suspended = self._suspended, None
-        outcome: Parked | Yielded | Ended | Trapped | Exceeded
-        if kept is not None:
-            outcome = asyncify.rewind(guest, name, arguments, kept)
-        else:
-            guest.enter(name, arguments)
-            outcome = guest.resume()
+        kept = self._suspended is not None
+        outcome = self._entered(guest, name, arguments)
         unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
         computed = 0.0
         while True:
             if isinstance(outcome, Parked):
                 self._computed += computed
                 computed = 0.0
-                if kept is None and self._is_to_be_kept(guest, outcome.request):
+                if not kept and self._is_to_be_kept(guest, outcome.request):
                     outcome = await self._keep(enters_again=True) or outcome
-                kept = None
+                kept = False
                 version, replaying = self._version, machine.replaying
                 answer = await self._answer(guest, outcome.request)
                 guest.answer(answer)
@@ -653,6 +648,16 @@ class Instance:
                 guest.world.flush()
                 return outcome
             outcome = guest.resume()
+
+    def _entered(
+        self, guest: Guest, name: str, arguments: Sequence[int]
+    ) -> Parked | Yielded | Ended | Trapped | Exceeded:
+        """Run an exported function until the guest waits or yields: from its begin, or from where it was kept."""
+        kept, self._suspended = self._suspended, None
+        if kept is not None:
+            return asyncify.rewind(guest, name, arguments, kept)
+        guest.enter(name, arguments)
+        return guest.resume()
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -859,7 +864,7 @@ class Instance:
         return proposal, suspended, held, changed
 
     async def _keep_and_close(self) -> None:
-        """Evict a guest that waits for an activity, unless it waits no more: its own task goes on when this is durable."""
+        """Keep and evict a guest that waits for an activity, unless it waits no more; its own task waits for that."""
         token: Mapping[str, Any] | None = None
 
         async def prepare() -> None:
@@ -1050,6 +1055,11 @@ class Instance:
     def beside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let `work` run beside this task, as a task of the worker."""
         self._engine.beside(work)
+
+    async def propose(self, make: Callable[[], Proposal]) -> None:
+        """Make what `make` gives durable, then true; it is called when nothing else is being committed."""
+        await self.settled()
+        await self.commit(make())
 
     async def commit_beside(
         self, propose: Callable[[], Proposal | None], prepare: Callable[[], Awaitable[None]] | None = None

@@ -9,15 +9,17 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from attrs import define, evolve, field
+from attrs import define, field
 
-from tests.lab import Lab, Ledger, MemoryLab, SqliteLab, answers
+from tests import wat
+from tests.lab import Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall
-from wasman_host.errors import CorruptSnapshotError, GuestLimitError, InvalidModuleError
+from wasman_host.engine import Engine
+from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest.asyncify import SECTION, asyncified, mark
-from wasman_host.guest.binary import section, with_section, without_section
+from wasman_host.guest.binary import with_section, without_section
 from wasman_host.guest.inspection import inspect
-from wasman_host.guest.limits import GuestLimits
+from wasman_host.guest.live import Guest
 from wasman_host.guest.module import check
 from wasman_host.instance import Instance
 from wasman_host.machine import Machine
@@ -31,6 +33,27 @@ GUESTS = Path(__file__).parent.parent / "guests" / "asyncified"
 LANGUAGES = ("c", "zig", "as")
 NEVER = SnapshotPolicy(turns=1 << 30, seconds=1e9)  # kept only where it is given up
 CALLS = 1000
+# It names its globals, and never writes its stack.
+HALF = mark(
+    wat.module("""
+  (memory (export "memory") 1)
+  (global $state (mut i32) (i32.const 0))
+  (global $data (mut i32) (i32.const 0))
+  (func (export "asyncify_start_unwind") (param i32)
+    (global.set $state (i32.const 1)) (global.set $data (local.get 0)))
+  (func (export "run") (param i32) (result i32)
+    (drop (call $host_call_api (i32.const 0) (i32.const 4) (i32.const 4) (i32.const 1) (i32.const 8) (i32.const 8)))
+    (call $host_call_api (i32.const 0) (i32.const 4) (i32.const 4) (i32.const 1) (i32.const 8) (i32.const 8)))
+  (data (i32.const 0) "note7")
+"""),
+    ["env.host_call_api"],
+)
+STARTS_OTHERWISE = """
+  (memory (export "memory") 1)
+  (global $state (mut i32) (i32.const 0))
+  (func (export "asyncify_start_unwind") (param i32) (local i32) (global.set $state (i32.const 1)))
+  (func (export "run"))
+"""
 
 
 def guest(language: str) -> bytes:
@@ -80,26 +103,31 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 def seeded() -> Iterator[random.Random]:
     """A generator whose seed is printed where the test fails."""
     seed = random.SystemRandom().getrandbits(32)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201
     yield random.Random(seed)
 
 
-def evicting(evictions: list[int], lab: Lab, chance: float, rng: random.Random, at: Any) -> Any:
-    """An activity that gives its request back, and evicts its instance first now and then."""
+@define
+class Evicting:
+    """An activity that gives its request back, and evicts its instance before that now and then."""
 
-    async def note(call: ActivityCall) -> bytes:
+    chance: float
+    rng: random.Random
+    engine: Engine | None = None
+    evictions: list[int] = field(factory=list)
+
+    async def __call__(self, call: ActivityCall) -> bytes:
         await anyio.lowlevel.checkpoint()
-        if rng.random() < chance:
-            instance = at()._live[call.key]
+        if self.rng.random() < self.chance:
+            assert self.engine is not None
+            instance = self.engine._live[call.key]
             assert instance.evict()
             with anyio.fail_after(5):
                 while instance.guest is not None:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                 await instance.settled()
-            evictions.append(call.operation)
+            self.evictions.append(call.operation)
         return call.request
-
-    return answers("note", note)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -113,14 +141,221 @@ async def test_a_loop_of_calls_that_is_evicted_anywhere_repeats_none(
             expected = await lab.result("plain")
         assert watched.asked == list(range(CALLS))
         watched.asked.clear()
-        evictions: list[int] = []
-        async with lab.worker(evicting(evictions, lab, 0.2, rng, lambda: engine), snapshots=NEVER) as engine:
+        note = Evicting(0.2, rng)
+        async with lab.worker(answers("note", note), snapshots=NEVER) as note.engine:
             await lab.start(guest(language), CALLS, id="evicted", entry="run")
             with anyio.fail_after(120):
                 while (await lab.look("evicted")).status is Status.RUNNING:
                     await anyio.sleep(0.02)
             assert await lab.result("evicted") == expected
-        assert len(evictions) > CALLS / 10
+        assert len(note.evictions) > CALLS / 10
         assert watched.asked == list(range(CALLS)), "nothing was asked for twice"
-        assert (watched.again, watched.repeated) == (len(evictions), len(evictions)), "but the call that it waited in"
+        evictions = len(note.evictions)
+        assert (watched.again, watched.repeated) == (evictions, evictions), "but the call that it waited in"
         assert watched.ends[0] == watched.ends[1], "memory and globals are the same to the last byte"
+
+
+async def test_a_guest_is_kept_every_so_many_answers_and_a_crash_repeats_no_more(
+    disk: SqliteLab, watched: Watched
+) -> None:
+    """Its worker dies without a word at the 500th call; the next one goes on where the guest was kept last."""
+    reached = anyio.Event()
+    first, second = Ledger(), Ledger()
+
+    async def stops(call: ActivityCall) -> bytes:
+        if call.operation == 500:
+            reached.set()
+            await anyio.sleep_forever()
+        return first.note(call)
+
+    await disk.start(guest("c"), CALLS)
+    await disk.dies(answers("note", stops), when=reached)
+    died_at = len(watched.asked)
+    assert await disk.complete(second.activity(), cold=True) == summed(CALLS)
+    kept = SnapshotPolicy().turns
+    assert watched.asked[:died_at] == list(range(501))
+    assert 0 < watched.repeated <= kept
+    assert len(watched.asked) - CALLS <= kept + 1, "asked for again: what came behind the last snapshot"
+    run = (await disk.record()).run
+    assert {*first.keys, *second.keys} == {f"{run}/{n}" for n in range(CALLS)}
+    assert len(first.rows) + len(second.rows) == CALLS, "no activity was called twice"
+
+
+async def test_one_that_computes_for_long_is_kept_at_its_next_call(lab: MemoryLab) -> None:
+    policy = SnapshotPolicy(turns=1 << 30, seconds=0.0)
+    async with lab.worker(Ledger().activity(), snapshots=policy):
+        await lab.start(guest("c"), 3)
+        assert await lab.result() == summed(3)
+    assert (await lab.record()).snapshot is not None
+
+
+async def test_checkpoint_keeps_a_guest_of_any_language_in_the_middle_of_its_calls(
+    disk: SqliteLab, watched: Watched
+) -> None:
+    """Five checkpoints, and a crash in the sixth call: nothing of the first five is repeated."""
+    reached = anyio.Event()
+
+    async def stops(call: ActivityCall) -> bytes:
+        if call.operation == 5:
+            reached.set()
+            await anyio.sleep_forever()
+        return call.request
+
+    await disk.start(guest("c"), 8, entry="marked")
+    await disk.dies(answers("note", stops), when=reached)
+    assert watched.asked == [0, 1, 2, 3, 4, 5]
+    watched.asked.clear()
+    assert await disk.complete(Ledger().activity(), cold=True) == sum(range(8))
+    assert (watched.asked, watched.repeated) == ([5, 6, 7], 0)
+
+
+async def test_one_that_is_evicted_as_it_sleeps_wakes_in_its_sleep(disk: SqliteLab, watched: Watched) -> None:
+    ledger = Ledger()
+    await disk.start(guest("c"), [3, 600], entry="nap")
+    async with disk.worker(ledger.activity(), residency=Residency(memory=1), snapshots=NEVER):
+        found = await disk.until(Status.WAITING)
+        assert found.reason.startswith("nothing to do until")
+        assert await disk.result() == 3
+    assert ledger.requests == [b"0", b"1", b"2"]
+    assert watched.asked == list(range(6)), "three calls, three timers, none of them twice"
+    assert watched.again >= 1
+
+
+async def test_what_a_worker_releases_as_it_waits_is_kept(disk: SqliteLab, watched: Watched) -> None:
+    reached = anyio.Event()
+
+    async def waits(call: ActivityCall) -> bytes:
+        if call.operation == 9:
+            reached.set()
+            await anyio.sleep_forever()
+        return call.request
+
+    await disk.start(guest("zig"), 20)
+    async with disk.worker(answers("note", waits), snapshots=NEVER):
+        await reached.wait()
+    assert (await disk.record()).snapshot is not None
+    assert await disk.complete(Ledger().activity(), cold=True) == summed(20)
+    assert (watched.asked, watched.again, watched.repeated) == (list(range(20)), 1, 0)
+
+
+async def test_an_attempt_that_fails_while_its_guest_is_evicted_is_retried(lab: MemoryLab, watched: Watched) -> None:
+    attempts = []
+
+    async def fails(call: ActivityCall) -> bytes:
+        attempts.append((call.operation, call.attempt))
+        if call.operation == 2 and call.attempt < 3:
+            engine._live[call.key].evict()
+            await anyio.sleep(0.01)
+            message = "not yet"
+            raise OSError(message)
+        return call.request
+
+    async with lab.worker(answers("note", fails), snapshots=NEVER) as engine:
+        await lab.start(guest("as"), 5)
+        assert await lab.result() == summed(5)
+    assert attempts == [(0, 1), (1, 1), (2, 1), (2, 2), (2, 3), (3, 1), (4, 1)]
+    assert watched.asked == list(range(5))
+
+
+async def test_it_is_told_of_a_cancel_in_the_call_that_it_is_evicted_in(lab: MemoryLab) -> None:
+    """The call has failed, so the guest sums -1; it does not care and completes."""
+    async with lab.worker(answers("note", waits := _Waits()), snapshots=NEVER) as engine:
+        waits.engine = engine
+        await lab.start(guest("c"), 2)
+        await waits.evicted.wait()
+        await lab.cancel()
+        assert await lab.result() == -1 * 31 + 1
+
+
+class _Waits:
+    """The first call is evicted, and never answered."""
+
+    engine: Engine | None = None
+
+    def __init__(self) -> None:
+        self.evicted = anyio.Event()
+
+    async def __call__(self, call: ActivityCall) -> bytes:
+        if call.operation == 0 and self.engine is not None:
+            instance = self.engine._live[call.key]
+            assert instance.evict()
+            while instance.guest is not None:
+                await anyio.lowlevel.checkpoint()
+            self.evicted.set()
+            await anyio.sleep_forever()
+        return call.request
+
+
+async def test_a_stack_that_does_not_fit_is_a_limit_that_can_be_raised(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asyncify writes of a call is less than the call takes natively, so the limit is lowered behind its back."""
+    waits = _Waits()
+    async with lab.worker(answers("note", waits), snapshots=NEVER) as engine:
+        waits.engine = engine
+        with monkeypatch.context() as patched:
+            patched.setattr(Guest, "stack", 100)
+            await lab.start(guest("c"), 200, entry="nested")
+            found = await lab.blocked(GuestLimitError, reason="raise the limit and unblock")
+            assert "more than 100 bytes" in found.reason
+        waits.engine = None
+        await lab.unblock()
+        assert await lab.result() == 7 + sum(range(201))
+
+
+async def test_a_guest_that_asyncify_has_not_seen_whole_is_refused_as_it_is_kept(lab: MemoryLab) -> None:
+    """Its section names an import that the pass was not told of: it cannot unwind there, and says so."""
+    waits = _Waits()
+    async with lab.worker(answers("note", waits), snapshots=NEVER) as engine:
+        waits.engine = engine
+        await lab.start(HALF, 1)
+        found = await lab.until(Status.BLOCKED)
+        assert "did not unwind its stack" in found.reason
+        assert "wasman build --asyncify" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (mark(guest("c"), ["env.host_call_api"]), "has 2 sections wasman.asyncify: it was asyncified twice"),
+        (with_section(without_section(guest("c"), SECTION), SECTION, b"{"), "has a damaged section wasman.asyncify"),
+        (
+            with_section(without_section(guest("c"), SECTION), SECTION, b'{"version": 1, "imports": 7}'),
+            "has a damaged section wasman.asyncify",
+        ),
+        (
+            with_section(without_section(guest("c"), SECTION), SECTION, b'{"version": 2, "imports": []}'),
+            "was asyncified by another wasman (version 2 of its section wasman.asyncify)",
+        ),
+        (mark(wat.script(wat.call("note")), ["env.host_call_api"]), "was not asyncified"),
+        (mark(wat.module(STARTS_OTHERWISE), ["env.host_call_api"]), "was not asyncified"),
+    ],
+    ids=["twice", "no JSON", "no list", "newer", "not asyncified", "another function"],
+)
+async def test_a_section_that_makes_no_sense_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(InvalidModuleError) as raised:
+        check(data, "module m")
+    assert str(raised.value).startswith("module m ")
+    assert words in str(raised.value)
+
+
+def test_a_module_that_has_asyncify_for_itself_is_never_steered() -> None:
+    """TinyGo's scheduler unwinds goroutines by the same functions."""
+    data = (GUESTS.parent / "mixed_tinygo.wasm").read_bytes()
+    assert "asyncify_start_unwind" in check(data, "it").functions
+    assert asyncified(data) is None
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_inspect_tells_that_it_comes_back_in_the_middle_of_its_calls(language: str) -> None:
+    comeback = inspect(guest(language), "it", Limits().guest).comeback
+    assert comeback is not None
+    assert comeback.how == "continuation"
+    assert "env.host_call_api" in comeback.why
+
+
+def summed(calls: int) -> int:
+    total = 0
+    for i in range(calls):
+        total = (total * 31 + i) & 0xFFFFFFFF
+    return total - (1 << 32) if total >> 31 else total

@@ -12,7 +12,7 @@ guest is parked. The place in memory is lent: what stood there is put back as so
 a guest's memory never shows that it was kept, whatever its language thinks of memory that it does not use.
 
 Which modules may be steered is said by the custom section `wasman.asyncify`, which `wasman build --asyncify` adds: one
-without it drives its own coroutines by the same means (TinyGo). The section is JSON: `{"version": 1, "imports": [...]}`.
+without it drives its own coroutines by the same means (TinyGo). It is JSON: `{"version": 1, "imports": [...]}`.
 
 Source: Binaryen's src/passes/Asyncify.cpp, its opening comment (the two globals, the record of current and end).
 """
@@ -175,10 +175,11 @@ def unwind(guest: Guest) -> Suspended:
     guest.set_global(marks.state, _NORMAL)
     top = _RECORD.unpack(guest.read(0, _RECORD.size) or b"")[0]
     if top > lent or (isinstance(outcome, Trapped) and "out of bounds" in outcome.message):
-        more = "raise the limit and unblock" if lent < len(guest.memory()) else "build it with more memory to begin with"
+        larger = lent < len(guest.memory())
         message = (
-            f"the guest's calls, as it waits in {function}, take more than {lent - _RECORD.size:,} bytes, the lesser of "
-            f"its limit of stack and its memory, so it cannot be kept; {more}"
+            f"the guest's calls, as it waits in {function}, take more than {lent - _RECORD.size:,} bytes, the "
+            f"lesser of its limit of stack and its memory, so it cannot be kept; "
+            f"{'raise the limit and unblock' if larger else 'build it with more memory to begin with'}"
         )
         raise GuestLimitError(message, "stack")
     if not isinstance(outcome, Ended):
@@ -211,22 +212,25 @@ def rewind(guest: Guest, entry: str, args: Sequence[int], suspended: Suspended) 
     top = _RECORD.size + len(suspended.stack)
     before = guest.read(0, top)
     if before is not None:
+        lent, there = before, False
+
+        def arrived(function: str) -> Sequence[int]:
+            nonlocal there
+            guest.set_global(marks.state, _NORMAL)
+            guest.write(0, lent)
+            if function != suspended.function:
+                message = f"a guest that was kept in {suspended.function} came to {function} as its stack was rewound"
+                raise CorruptSnapshotError(message)
+            there = True
+            return suspended.args
+
         guest.write(0, _RECORD.pack(top, top) + suspended.stack)
         guest.set_global(marks.data, 0)
         guest.set_global(marks.state, _REWINDING)
-
-        def arrived(function: str) -> Sequence[int]:
-            guest.set_global(marks.state, _NORMAL)
-            guest.write(0, before)
-            if function != suspended.function:
-                message = f"a guest that waited in {suspended.function} came to {function} when its stack was rewound"
-                raise CorruptSnapshotError(message)
-            return suspended.args
-
         guest.rewinding = arrived
         guest.enter(entry, args)
         outcome = _to_the_end(guest)
-        if isinstance(outcome, Parked) and guest.rewinding is None:
+        if isinstance(outcome, Parked) and there:
             return outcome
     message = (
         f"the stack of a guest of module {guest.module.digest[:12]}, kept as it waited in {suspended.function}, does "

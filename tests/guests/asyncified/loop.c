@@ -62,7 +62,7 @@ EXPORT("nap") int nap(int naps, int milliseconds) {
   struct {
     unsigned long long userdata;
     unsigned char tag;
-    unsigned int clock;
+    _Alignas(8) unsigned int clock;
     unsigned long long timeout, precision;
     unsigned short flags;
   } wanted = {7, 0, 1, milliseconds * 1000000ull, 0, 0};
