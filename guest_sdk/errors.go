@@ -1,88 +1,114 @@
 package wasman
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"strconv"
+
+	"wasman.dev/guest/internal/codec"
 )
 
-// TypeCancelled is the Type of an *ActivityError whose call was cut short because the run is to be cancelled.
-const TypeCancelled = "Cancelled"
-
-// ActivityError is the failure of an activity after its last attempt, as the host reports it.
-type ActivityError struct {
-	Type     string          `json:"type"`            // the exception's type
-	Message  string          `json:"message"`         // its text
-	Activity string          `json:"activity"`        // the activity's name
-	Attempt  int             `json:"attempt"`         // the last attempt, counted from 1
-	Details  json.RawMessage `json:"details"`         // JSON, or empty
-	Cause    *ActivityError  `json:"cause,omitempty"` // what brought it about, or nil; it names no activity
-}
-
-// Error says which activity failed, when and why.
-func (e *ActivityError) Error() string {
-	text := e.Activity + " failed"
-	if e.Attempt > 0 {
-		text += " at attempt " + strconv.Itoa(e.Attempt)
-	}
-	return text + ": " + e.Type + ": " + e.Message
-}
-
-// IsCancelled says whether err is, or wraps, the failure of a call because the run is to be cancelled. The guest hears of
-// it once. It may call activities to tidy up; when its body returns err, the run has been cancelled.
-func IsCancelled(err error) bool {
-	failed, ok := ErrorOf[*ActivityError](err)
-	return ok && failed.Type == TypeCancelled
-}
-
-// Failure is an error with a type and details of its own: returned from the body, it ends the run as such.
+// Failure is an error with a type and details of its own. Returned from a workflow, it fails the run as such.
 type Failure struct {
 	Type    string
 	Message string
-	Details any // anything that encoding/json can write
+	Details any // anything that JSON has a place for
 }
 
 // Error is the message.
 func (f *Failure) Error() string { return f.Message }
 
-// ErrorOf finds the first T in err and what it wraps. It does what errors.As does for a guest that must not have that.
+// Fail is a failure of the run that a program can tell by its type.
+func Fail(type_ string) error { return &Failure{Type: type_, Message: type_} }
+
+// cancelRequest is why a run's context ends when somebody has asked that the run be cancelled.
+type cancelRequest struct{ reason string }
+
+func (e *cancelRequest) Error() string {
+	if e.reason == "" {
+		return "the run is to be cancelled"
+	}
+	return "the run is to be cancelled: " + e.reason
+}
+
+func (e *cancelRequest) Is(target error) bool { return target == context.Canceled }
+
+// ErrorOf finds the first T in err and what it wraps, joined errors included. It does what errors.As does, which a guest
+// that uses encoding/json must not have under TinyGo 0.39.
 func ErrorOf[T error](err error) (found T, ok bool) {
-	for err != nil {
-		if found, ok = err.(T); ok {
-			return found, true
+	if err == nil {
+		return found, false
+	}
+	if found, ok = err.(T); ok {
+		return found, true
+	}
+	switch wrapper := err.(type) {
+	case interface{ Unwrap() error }:
+		return ErrorOf[T](wrapper.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, one := range wrapper.Unwrap() {
+			if found, ok = ErrorOf[T](one); ok {
+				return found, true
+			}
 		}
-		wrapper, wraps := err.(interface{ Unwrap() error })
-		if !wraps {
-			break
-		}
-		err = wrapper.Unwrap()
 	}
 	return found, false
 }
 
-// failureOf is what the host is told when the body returns err: type and details of the first error that has them, the
-// message of the whole.
-func failureOf(err error) Failure {
-	failure := Failure{Type: "Error", Message: err.Error()}
-	if own, ok := ErrorOf[*Failure](err); ok {
-		failure.Type, failure.Details = own.Type, own.Details
-	} else if activity, ok := ErrorOf[*ActivityError](err); ok {
-		failure.Type, failure.Details = "ActivityError", activity
-		if activity.Type == TypeCancelled {
-			failure.Type = TypeCancelled
-		}
-	}
-	return failure
+type failure struct {
+	Type    string `json:"type"`
+	Message string `json:"message"`
+	Details any    `json:"details,omitempty"`
 }
 
-// lastError asks the host why the call of name, just made, failed.
-func lastError(name string) error {
-	failed := &ActivityError{}
-	answer, status := exchange(nameError, nil)
-	if status < 0 || json.Unmarshal(answer, failed) != nil {
-		failed = &ActivityError{Type: "Unknown", Message: "the host gives no reason"}
+// failureOf is what the host is told when a workflow returns err: type and details of the first error that has them, the
+// message of the whole.
+func failureOf(err error) []byte {
+	said := failure{Type: "Error", Message: err.Error()}
+	if own, ok := ErrorOf[*Failure](err); ok {
+		said.Type, said.Details = own.Type, own.Details
+	} else if run.told && errors.Is(err, context.Canceled) {
+		said.Type = TypeCancelled
+	} else if activity, ok := ErrorOf[*ActivityError](err); ok {
+		said.Type, said.Details = "ActivityError", activity
+	} else if errors.Is(err, context.DeadlineExceeded) {
+		said.Type = "DeadlineExceeded"
 	}
-	if failed.Activity == "" {
-		failed.Activity = name
+	data, wrong := codec.Marshal(said)
+	if wrong != nil {
+		said.Details = "(the details cannot be written: " + wrong.Error() + ")"
+		data, _ = codec.Marshal(said)
 	}
-	return failed
+	return data
+}
+
+// Saga undoes what was done where the rest of it fails.
+type Saga struct {
+	ctx  context.Context
+	undo []func(ctx context.Context) error
+}
+
+// NewSaga begins one. Close it by defer.
+func NewSaga(ctx context.Context) *Saga { return &Saga{ctx: ctx} }
+
+// Add says how to undo what has just been done.
+func (s *Saga) Add(undo func(ctx context.Context) error) { s.undo = append(s.undo, undo) }
+
+// Close undoes everything, the last thing first, where *err is an error: under a context that no cancel ends, each
+// although others fail. What fails joins *err.
+func (s *Saga) Close(err *error) {
+	if *err == nil {
+		return
+	}
+	ctx := context.WithoutCancel(s.ctx)
+	failed := []error{*err}
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		if wrong := s.undo[i](ctx); wrong != nil {
+			failed = append(failed, errors.New("compensation "+strconv.Itoa(i+1)+" failed: "+wrong.Error()))
+		}
+	}
+	s.undo = nil
+	if len(failed) > 1 {
+		*err = errors.Join(failed...)
+	}
 }

@@ -1,63 +1,133 @@
-// Package wasman is what a guest written in Go and compiled by TinyGo speaks to its host with: activities, input and
-// result, streams, time.
+// Package wasman is what a durable workflow in Go is written with. A workflow is ordinary Go: goroutines, channels,
+// select, timers, loops without end. Between two things that happen to it, the run is only pages in a store; it comes
+// back in another process, in the middle of whatever it was doing, and nothing is executed twice.
 //
-// A guest registers its body from an init function, because main never runs in a reactor:
+//	var (
+//		greet = wasman.NewActivity[string, string]("greet")
+//		_     = wasman.Workflow("hello", hello)
+//	)
 //
-//	func init() { wasman.Main(run) }
-//
-//	func run() error {
-//		var name, greeting string
-//		if err := wasman.Input(&name); err != nil {
-//			return err
-//		}
-//		if err := wasman.Call("greet", name, &greeting); err != nil {
-//			return err
-//		}
-//		return wasman.Result(greeting)
+//	func hello(ctx context.Context, name string) (string, error) {
+//		wasman.Sleep(ctx, 24*time.Hour)
+//		return greet.Do(ctx, name)
 //	}
 //
 //	func main() {}
 //
-// After a crash the host runs such a guest again from the start and answers its calls from the log, so between calls it
-// must compute the same again: time from Now, order never from the outside. A guest that is to continue from its last
-// checkpoint instead is written with package steps.
+// Workflows are registered at package level: main never runs. Activities are Python functions of the application. Every
+// value crosses the border as JSON, and a []byte as it is. The clock is the host's: it stands still while the guest
+// computes, and time.Sleep, time.After, tickers and context.WithTimeout are durable.
 //
-// Values cross the border as JSON. Nothing in this package uses errors.As: TinyGo 0.39 panics in every json.Marshal of
-// a program that has both, so a guest uses ErrorOf instead.
+// Build it by `wasman build DIR`, with TinyGo or standard Go.
 package wasman
 
 import (
-	"time"
+	"context"
+	"sort"
+	"strings"
 
-	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/internal/codec"
 )
 
-// Now is the time of the host's last delivery: durable, the same when the host runs the guest again, and constant
-// between two calls.
-func Now() time.Time { return time.Unix(0, abi.Time()) }
+// None is no input, or no result.
+type None struct{}
 
-// Checkpoint lets the host keep the guest's memory as it is now. Only a guest that declares itself re-entrant is ever
-// restored from it, and then its body is entered from the top: see package steps. In any other guest it is a hint.
-func Checkpoint() { abi.Checkpoint() }
+// JSON is JSON as it is, neither read nor written.
+type JSON = codec.Raw
 
-// body is what Main registered.
-var body func() error
+// Registration is what Workflow gives, so that it can stand at package level.
+type Registration struct{ name string }
 
-// Main registers the guest's body. It is called once, from an init function.
-func Main(run func() error) {
-	if body != nil {
-		panic("wasman: Main was called twice: a guest has one body")
+var workflows = map[string]func(ctx context.Context, input []byte) ([]byte, error){}
+
+// Workflow registers a workflow under its name, at package level:
+//
+//	var _ = wasman.Workflow("order", order)
+//
+// Its input and its result are of any type that JSON has a place for, or []byte, or None.
+func Workflow[In, Out any](name string, run func(ctx context.Context, input In) (Out, error)) Registration {
+	if name == "" {
+		panic("wasman: a workflow has a name")
 	}
-	body = run
+	if _, taken := workflows[name]; taken {
+		panic("wasman: two workflows are registered as '" + name + "'")
+	}
+	workflows[name] = func(ctx context.Context, given []byte) ([]byte, error) {
+		var input In
+		if err := decode(given, &input); err != nil {
+			return nil, &Failure{Type: "BadInput", Message: "the input of workflow '" + name + "' does not fit: " + err.Error()}
+		}
+		out, err := run(ctx, input)
+		if err != nil {
+			return nil, err
+		}
+		result, err := encode(out)
+		if err != nil {
+			return nil, &Failure{Type: "BadResult", Message: "the result of workflow '" + name + "' cannot be written: " + err.Error()}
+		}
+		if len(result) == 0 {
+			result = []byte("null")
+		}
+		return result, nil
+	}
+	return Registration{name}
 }
 
-// runBody is the export run. A body that returns an error fails the run; Fail does not return then.
-func runBody() {
-	if body == nil {
-		Fail("NoBody", "the guest registered no body: call wasman.Main or steps.Run from an init function", nil)
+// chosen is the workflow that a run is of: the entry that its application names, else the one of its own name, else the
+// only one there is.
+func chosen(entry, workflow string) (func(ctx context.Context, input []byte) ([]byte, error), error) {
+	if entry != "" {
+		if run := workflows[entry]; run != nil {
+			return run, nil
+		}
+		return nil, unknownWorkflow(entry)
 	}
-	if err := body(); err != nil {
-		failure := failureOf(err)
-		Fail(failure.Type, failure.Message, failure.Details)
+	if run := workflows[workflow]; run != nil {
+		return run, nil
 	}
+	if len(workflows) == 1 {
+		for _, run := range workflows {
+			return run, nil
+		}
+	}
+	return nil, unknownWorkflow(workflow)
+}
+
+func unknownWorkflow(name string) error {
+	names := make([]string, 0, len(workflows))
+	for known := range workflows {
+		names = append(names, "'"+known+"'")
+	}
+	sort.Strings(names)
+	there := "it registers none"
+	if len(names) > 0 {
+		there = "it registers " + strings.Join(names, ", ")
+	}
+	return &Failure{Type: "UnknownWorkflow", Message: "the module has no workflow '" + name + "': " + there}
+}
+
+// encode writes a payload: bytes as they are, no bytes for None, JSON else.
+func encode[T any](value T) ([]byte, error) {
+	switch v := any(value).(type) {
+	case []byte:
+		return v, nil
+	case None:
+		return nil, nil
+	}
+	return codec.Marshal(value)
+}
+
+// decode reads a payload; one of no bytes leaves the value as it is.
+func decode[T any](data []byte, into *T) error {
+	switch v := any(into).(type) {
+	case *[]byte:
+		*v = data
+		return nil
+	case *None:
+		return nil
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	return codec.Unmarshal(data, into)
 }

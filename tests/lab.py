@@ -18,6 +18,7 @@ from wasman_host.engine import Engine
 from wasman_host.guest.module import GuestModule
 from wasman_host.payload import Payload
 from wasman_host.record import Limits, Record, StreamSpec
+from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import (
     CLOSED,
     Change,
@@ -127,7 +128,7 @@ class Lab:
 
     async def deploy(self, data: bytes, name: str = "", entry: str = "") -> str:
         name = name or hashlib.sha256(data).hexdigest()[:12] + entry
-        await deployments.deploy(self.store, "default", name, data, entry=entry)
+        await deployments.deploy(self.store, "default", name, data, entry)
         return name
 
     async def start(
@@ -136,8 +137,8 @@ class Lab:
         given: object = None,
         *,
         id: str = "w",
-        session: bytes | None = None,
         entry: str = "",
+        session: bytes | None = None,
         **options: Any,
     ) -> Key:
         name = await self.deploy(data, entry=entry)
@@ -206,6 +207,10 @@ class Lab:
     async def cancel(self, id: str = "w", reason: str = "changed my mind") -> None:
         await control.cancel(self.store, Key("default", id), reason)
 
+    async def signal(self, name: str, value: object = None, id: str = "w", message_id: str | None = None) -> None:
+        key, payload = Key("default", id), Payload.of(json.dumps(value).encode())
+        await control.signal(self.store, key, name, payload, message_id=message_id)
+
     # Workers
 
     @contextlib.asynccontextmanager
@@ -235,12 +240,13 @@ class Lab:
         when: anyio.Event | None = None,
         matching: Callable[[Change | Step], bool] = lambda _: True,
         streams: StreamTypes | None = None,
+        snapshots: SnapshotPolicy | None = None,
     ) -> None:
         """A worker works until its `at`-th commit, or until `when`, and dies then."""
         store = await self.handle()
         fault = Fault(Point("commit", at), How.DIES_AFTER if after else How.DIES_BEFORE) if at else None
         dying = FaultyStore(store, fault, counting=lambda name, given: name != "commit" or any(map(matching, given[0])))
-        engine = Engine(dying.as_store, {one.name: one for one in activities}, streams=streams)
+        engine = Engine(dying.as_store, {one.name: one for one in activities}, streams=streams, snapshots=snapshots)
         engine._modules = COMPILED
         with anyio.fail_after(PATIENCE), anyio.CancelScope() as scope:
             dying.die = scope.cancel

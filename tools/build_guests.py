@@ -46,6 +46,17 @@ TINYGO_REACTOR = (
     "-opt=2",
     "-no-debug",
 )
+# Guests of ABI v1: their goroutines are kept in memory between turns, so their stacks are small. Function names stay,
+# for backtraces; DWARF does not.
+TINYGO_TURNS = (
+    "-target=wasip1",
+    "-buildmode=c-shared",
+    "-scheduler=asyncify",
+    "-stack-size=16KB",
+    "-opt=z",
+    "-no-debug",
+)
+GO_TURNS = ("-trimpath", "-buildvcs=false", "-buildmode=c-shared", "-ldflags=-w -buildid=")
 TINYGO_COMMAND = ("-target=wasip1", "-scheduler=asyncify", "-stack-size=64KB", "-opt=z", "-no-debug")
 GO_COMMAND = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=")
 
@@ -79,6 +90,10 @@ GUESTS = (
     Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO_REACTOR),
     Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO_REACTOR),
     Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO_REACTOR),
+    Guest("tests/guests/saga_tinygo.wasm", "tests/guests/saga", "tinygo", TINYGO_TURNS),
+    Guest("tests/guests/saga_go.wasm", "tests/guests/saga", "go", GO_TURNS, compressed=True),
+    Guest("tests/guests/programs_tinygo.wasm", "tests/guests/programs", "tinygo", TINYGO_TURNS),
+    Guest("tests/guests/programs_go.wasm", "tests/guests/programs", "go", GO_TURNS, compressed=True),
     Guest("tests/guests/mixed_tinygo.wasm", "tests/guests/mixed", "tinygo", TINYGO_COMMAND),
     Guest("tests/guests/mixed_go.wasm", "tests/guests/mixed", "go", GO_COMMAND, compressed=True),
 )
@@ -154,6 +169,8 @@ def build(guest: Guest, compilers: Compilers, folder: Path) -> bytes:
     environment = build_environment()
     if guest.compiler == "go":
         environment |= {"GOOS": "wasip1", "GOARCH": "wasm"}
+    elif guest.flags is TINYGO_TURNS:
+        environment |= {"WASMOPT": str(ROOT / "guest_sdk" / "tools" / "wasm-opt")}
     command = [
         compilers.go if guest.compiler == "go" else compilers.tinygo,
         "build",

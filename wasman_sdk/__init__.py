@@ -11,7 +11,7 @@ from wasman_sdk._activity import activity
 from wasman_sdk._attempt import ActivityInfo
 from wasman_sdk._channel import Channel, ChannelSink, ChannelSource
 from wasman_sdk._client import Client
-from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WorkflowDescription
+from wasman_sdk._descriptions import HistoryEvent, PendingActivity, WaitingSignal, WorkflowDescription
 from wasman_sdk._engine import Engine, SyncEngine
 from wasman_sdk._handle import WorkflowHandle
 from wasman_sdk._http import HttpSource
@@ -25,6 +25,7 @@ from wasman_sdk._interceptors import (
     GetResultInput,
     HistoryInput,
     ListWorkflowsPageInput,
+    SignalWorkflowInput,
     StartWorkflowInput,
     TerminateWorkflowInput,
     UnblockWorkflowInput,
@@ -35,6 +36,7 @@ from wasman_sdk._retry import RetryPolicy
 from wasman_sdk._runner import Runner, RunnerOptions, SyncRunner, SyncTestRunner, TestRunner
 from wasman_sdk._secret import Secret
 from wasman_sdk._session import Session
+from wasman_sdk._signal import Signal
 from wasman_sdk._starting import StartWorkflowOptions
 from wasman_sdk._streams import BytesSource, FileSink, FileSource, Sink, Source
 from wasman_sdk._sync_client import SyncClient, SyncWorkflowHandle
@@ -73,6 +75,8 @@ __all__ = [
     "RunnerOptions",
     "Secret",
     "Session",
+    "Signal",
+    "SignalWorkflowInput",
     "Sink",
     "SinkWriter",
     "Source",
@@ -88,6 +92,7 @@ __all__ = [
     "TerminateWorkflowInput",
     "TestRunner",
     "UnblockWorkflowInput",
+    "WaitingSignal",
     "Worker",
     "WorkerInterceptor",
     "Workflow",

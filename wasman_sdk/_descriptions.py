@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wasman_host.control import Description
     from wasman_host.oplog import Entry
 
-__all__ = ["HistoryEvent", "PendingActivity", "WorkflowDescription", "description_of", "events_of"]
+__all__ = ["HistoryEvent", "PendingActivity", "WaitingSignal", "WorkflowDescription", "description_of", "events_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,6 +36,23 @@ class PendingActivity:
     attempts: int
     next_attempt: datetime | None
     last_failure: str
+
+
+@frozen
+class WaitingSignal:
+    """A signal that the guest has not received yet.
+
+    Attributes:
+        name: Its name.
+        message_id: By which a repeated send of it is known.
+        sent: When it was accepted.
+        size: Bytes of its value, as they are stored.
+    """
+
+    name: str
+    message_id: str
+    sent: datetime
+    size: int
 
 
 @frozen
@@ -66,6 +83,9 @@ class WorkflowDescription:
         limits: What its guest may use, or None where its record cannot be read.
         backtrace: Where in its module the guest trapped, if that is why it failed; "" else.
         cancel_requested: The reason of a cancel that the guest was told of, or is to be told of; "" else.
+        signals: Those that the guest has not received yet, the oldest first. What was sent in the last moment may still
+            be in the mail.
+        unread: Messages in its mail that no worker has taken yet.
     """
 
     id: str
@@ -90,6 +110,8 @@ class WorkflowDescription:
     limits: Limits | None
     backtrace: str
     cancel_requested: str
+    signals: tuple[WaitingSignal, ...]
+    unread: int
 
 
 @frozen
@@ -99,10 +121,11 @@ class HistoryEvent:
     Attributes:
         entry: The log entry; events of one entry were handed over together.
         time: The guest's time from there on.
-        kind: "start" (the input), "session", "result" or "failed" (of an activity), "fired" (a timer), or what ended
-            the run from outside: "terminate", "timed_out".
+        kind: "start" (the input), "session", "result" (of an activity, or a signal that was received), "failed" (an
+            activity), "fired" (a timer), "cancel" (the guest was told of one), or what ended the run from outside:
+            "terminate", "timed_out".
         operation: The number of the operation that it answers, or None.
-        name: The activity's name; for a timer how long it was, in nanoseconds; "" else.
+        name: The activity's or the signal's name; for a timer how long it was, in nanoseconds; "" else.
         size: Bytes handed over, as they are stored.
         codec: What they were encoded by; "" else.
         failure: How the activity failed, or why the run was ended; "" else.
@@ -179,4 +202,9 @@ def description_of(found: Description) -> WorkflowDescription:
         limits=record.pinned.limits if record else None,
         backtrace=record.failure.backtrace if record and record.failure else "",
         cancel_requested=record.cancel.reason if record and record.cancel else "",
+        signals=tuple(
+            WaitingSignal(signal.name, signal.message, _time(signal.sent), signal.payload.size)
+            for signal in (record.signals if record else ())
+        ),
+        unread=stored.mail,
     )

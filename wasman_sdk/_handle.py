@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import anyio
 
 from wasman_host import control
-from wasman_host.codec import decoded
+from wasman_host.codec import decoded, encoded
 from wasman_host.errors import (
     ResultTimeoutError,
     RunEndedError,
     WorkflowCancelledError,
     WorkflowFailedError,
+    WorkflowPanicError,
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
+from wasman_host.reasons import PANIC
 from wasman_host.store.protocol import CLOSED, Key, Status
 from wasman_sdk._causes import cause_of
 from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription, description_of, events_of
@@ -25,10 +27,12 @@ from wasman_sdk._interceptors import (
     DescribeWorkflowInput,
     GetResultInput,
     HistoryInput,
+    SignalWorkflowInput,
     TerminateWorkflowInput,
     UnblockWorkflowInput,
     chained,
 )
+from wasman_sdk._signal import Signal, signal_payload
 from wasman_sdk._workflow import read_result
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ __all__ = ["WorkflowHandle"]
 logger = logging.getLogger("wasman.client")
 
 Out = TypeVar("Out")
+T = TypeVar("T")
 
 _LOOK = 5.0  # seconds between two looks at an instance although no hint came
 _ENDS: Mapping[Status, type[RunEndedError]] = {
@@ -151,10 +156,14 @@ class WorkflowHandle(Generic[Out]):
             payload = decoded(await control.load_payload(self._store, stored, record.result), self._codec)
             return cast("Out", read_result(self._output, payload, self._workflow or record.pinned.workflow))
         kind = _ENDS.get(record.status, RunEndedError)
+        if record.status is Status.FAILED and record.failure is not None and record.failure.type == PANIC:
+            kind = WorkflowPanicError
         words = record.status.value.replace("_", " ")
         was = "was " if kind in {WorkflowTerminatedError, WorkflowCancelledError} else ""
         message = f"run {record.run} of {self.id!r} {was}{words}"
-        why: object = record.failure and (record.failure if kind is WorkflowFailedError else record.failure.message)
+        why: object = record.failure and (
+            record.failure if issubclass(kind, WorkflowFailedError) else record.failure.message
+        )
         if record.status is Status.CANCELLED and record.cancel is not None:
             why = record.cancel.reason
         raise kind(f"{message}: {why}", record.failure) from cause_of(record.failure)
@@ -200,6 +209,49 @@ class WorkflowHandle(Generic[Out]):
 
     async def _cancel(self, given: CancelWorkflowInput) -> None:
         await control.cancel(self._store, self._key(given), given.reason, given.run_id)
+
+    @overload
+    async def signal(self, signal: Signal[T], value: T, *, message_id: str | None = None) -> None: ...
+
+    @overload
+    async def signal(self, signal: str, value: Any = None, *, message_id: str | None = None) -> None: ...
+
+    async def signal(self, signal: Signal[Any] | str, value: Any = None, *, message_id: str | None = None) -> None:
+        """Send the run something that its guest may receive; durable when this returns, in the order of the sends.
+
+        Nothing is lost: what the guest has not received when the run ends is listed as undelivered.
+
+        Args:
+            signal: The signal, or its name.
+            value: What it says; JSON, and bytes as they are.
+            message_id: By which a repeated send is known, which changes nothing then. It must be another one for each
+                signal; drawn if not said.
+
+        Raises:
+            WorkflowNotFoundError: There is no such run.
+            WorkflowClosedError: It has ended already.
+            SignalsFullError: As many signals wait for it as may (`Limits.signals`); this one was not accepted.
+            InvalidArgumentError: The value does not fit or is too large, the name is empty or too long, or it is an
+                instance of an `Engine`.
+            PayloadCodecError: The codec has failed.
+        """
+        given = SignalWorkflowInput(id=self.id, run_id=self.run_id, signal=signal, value=value, message_id=message_id)
+        await chained(self._interceptors, "signal_workflow", self._signal)(given)
+
+    async def _signal(self, given: SignalWorkflowInput) -> None:
+        if isinstance(given.signal, Signal):
+            name, payload = given.signal.name, given.signal.payload(given.value)
+        else:
+            name, payload = given.signal, signal_payload(given.signal, given.value)
+        await control.signal(
+            self._store,
+            self._key(given),
+            name,
+            encoded(payload, self._codec),
+            run=given.run_id,
+            message_id=given.message_id,
+            deflate=self._store.deflates,
+        )
 
     async def terminate(self, reason: str = "terminated by request") -> None:
         """End the run without asking the guest; durable when this returns, done by whichever worker holds or claims it.

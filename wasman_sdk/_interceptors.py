@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wasman_sdk._descriptions import HistoryEvent, WorkflowDescription
     from wasman_sdk._handle import WorkflowHandle
     from wasman_sdk._listing import WorkflowFilter, WorkflowPage
+    from wasman_sdk._signal import Signal
     from wasman_sdk._starting import StartWorkflowOptions
     from wasman_sdk._workflow import Workflow
 
@@ -30,6 +31,7 @@ __all__ = [
     "HistoryInput",
     "ListWorkflowsPageInput",
     "OfRun",
+    "SignalWorkflowInput",
     "StartWorkflowInput",
     "TerminateWorkflowInput",
     "UnblockWorkflowInput",
@@ -115,6 +117,21 @@ class CancelWorkflowInput(OfRun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalWorkflowInput(OfRun):
+    """`WorkflowHandle.signal`.
+
+    Attributes:
+        signal: The signal, or its name.
+        value: What it says, not validated yet.
+        message_id: By which a repeated send is known; None where one is drawn.
+    """
+
+    signal: Signal[Any] | str
+    value: Any = field(repr=False)
+    message_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TerminateWorkflowInput(OfRun):
     """`WorkflowHandle.terminate`, for a `reason`."""
 
@@ -188,6 +205,12 @@ class ClientInterceptor:
         self, given: CancelWorkflowInput, call_next: Callable[[CancelWorkflowInput], Awaitable[None]]
     ) -> None:
         """Around `WorkflowHandle.cancel`."""
+        await call_next(given)
+
+    async def signal_workflow(
+        self, given: SignalWorkflowInput, call_next: Callable[[SignalWorkflowInput], Awaitable[None]]
+    ) -> None:
+        """Around `WorkflowHandle.signal`."""
         await call_next(given)
 
     async def terminate_workflow(

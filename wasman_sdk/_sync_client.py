@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wasman_sdk._handle import WorkflowHandle
     from wasman_sdk._interceptors import ClientInterceptor
     from wasman_sdk._listing import WorkflowFilter, WorkflowPage
+    from wasman_sdk._signal import Signal
     from wasman_sdk._starting import StartWorkflowOptions
     from wasman_sdk._workflow import Workflow
 
@@ -29,6 +30,7 @@ __all__ = ["SyncClient", "SyncWorkflowHandle"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+T = TypeVar("T")
 
 
 class SyncWorkflowHandle(Generic[Out]):
@@ -63,6 +65,16 @@ class SyncWorkflowHandle(Generic[Out]):
     def cancel(self, reason: str = "cancelled by request") -> None:
         """As `WorkflowHandle.cancel`."""
         self._portal().call(self._handle.cancel, reason)
+
+    @overload
+    def signal(self, signal: Signal[T], value: T, *, message_id: str | None = None) -> None: ...
+
+    @overload
+    def signal(self, signal: str, value: Any = None, *, message_id: str | None = None) -> None: ...
+
+    def signal(self, signal: Signal[Any] | str, value: Any = None, *, message_id: str | None = None) -> None:
+        """As `WorkflowHandle.signal`."""
+        self._portal().call(lambda: self._handle.signal(signal, value, message_id=message_id))
 
     def terminate(self, reason: str = "terminated by request") -> None:
         """As `WorkflowHandle.terminate`."""

@@ -51,8 +51,13 @@ class GivenUp(Exception):  # noqa: N818  not an error: the guest needs no more d
 class Run(Protocol):
     """What calls need of the instance that makes them."""
 
-    key: Key
-    machine: Machine
+    @property
+    def key(self) -> Key:
+        """Which instance it is."""
+
+    @property
+    def machine(self) -> Machine:
+        """Its state machine."""
 
     @property
     def cancel(self) -> Cancel | None:
@@ -115,6 +120,18 @@ class Run(Protocol):
         """It is about to be answered; raises `Evicted` where its memory was given up."""
 
 
+class Asking(Protocol):
+    """A call of an activity, whichever ABI it came by."""
+
+    @property
+    def name(self) -> str:
+        """The activity's name."""
+
+    @property
+    def request(self) -> bytes:
+        """What it is sent."""
+
+
 class Pulse:
     """What an attempt has said of itself. Made when it first says something, or is asked.
 
@@ -148,11 +165,12 @@ class Calls:
         cut: The last attempt that has ended, or was given up, and what its heartbeats said; None where none did.
     """
 
-    __slots__ = ("_call", "_pulse", "_repeated", "_run", "cut")
+    __slots__ = ("_asked", "_call", "_pulse", "_repeated", "_run", "cut")
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._repeated = 0
+        self._asked = 0
         self._call: ActivityCall | None = None  # the attempt that is under way
         self._pulse: Pulse | None = None  # that attempt's
         self.cut: OpenOperation | None = None
@@ -174,8 +192,8 @@ class Calls:
             await run.commit(machine.cancelled(number, call.name, cancel, run.now()))
             return abi_v0.FAILED
         if delivery is None:
-            self._check(call)
-            delivery = await self._perform(number, call)
+            self.check(call)
+            delivery = await self.perform(number, call, machine.time)
             if run.is_written_beside:
                 await run.settled()
             logged = delivery if run.codec is None else encoded_delivery(delivery, run.codec)
@@ -191,7 +209,7 @@ class Calls:
             machine.keep(number, call.name, request, payload)
         return answer
 
-    def _check(self, call: abi_v0.Call) -> None:
+    def check(self, call: Asking) -> None:
         """Before anything is done for it: a call that the instance may not make, or has no room to log."""
         machine = self._run.machine
         limits = machine.pinned.limits
@@ -223,9 +241,15 @@ class Calls:
                 await anyio.lowlevel.checkpoint()
         return delivery
 
-    async def _perform(self, number: int, call: abi_v0.Call) -> Delivery:
-        """Call the activity until it succeeds, fails for good, or runs out of attempts."""
-        run, machine = self._run, self._run.machine
+    async def perform(self, number: int, call: Asking, asked: int) -> Delivery:
+        """Call the activity until it succeeds, fails for good, or runs out of attempts.
+
+        Args:
+            number: The operation.
+            call: The call.
+            asked: When the guest asked, by its own time, ns since 1970.
+        """
+        run, machine, self._asked = self._run, self._run.machine, asked
         definition = run.activity(call.name) or await self._unregistered(number, call.name)
         most = definition.retry.maximum_attempts
         attempt = machine.attempts(number) + 1
@@ -275,7 +299,7 @@ class Calls:
                 return Delivery("failed", number, failure=failure)
             if run.is_written_beside:
                 await run.settled()
-            await run.commit(machine.backoff(number, call.name, failure, retry_at, said))
+            await run.propose(partial(machine.backoff, number, call.name, failure, retry_at, said))
             known = machine.open_operation(number)
             attempt += 1
 
@@ -295,7 +319,7 @@ class Calls:
         delay = retry.delay(attempt) if failed.delay is None else failed.delay
         retry_at = self._run.now() + int(delay * 1e9)
         if definition.schedule_to_close is not None:
-            closes = self._run.machine.time + int(definition.schedule_to_close * 1e9)
+            closes = self._asked + int(definition.schedule_to_close * 1e9)
             if retry_at >= closes:  # it could not succeed in time, so the guest hears at once why it failed
                 return None
         return retry_at
@@ -304,8 +328,7 @@ class Calls:
         """Wait until the attempt may begin, and take its slot; why it may not any more, if so."""
         run, machine, slots = self._run, self._run.machine, definition.slots
         known = machine.open_operation(number)
-        asked = machine.time
-        scheduled = asked
+        asked = scheduled = self._asked
         if attempt > 1:  # each further attempt is scheduled anew
             scheduled = known.retry_at if known is not None and known.retry_at is not None else run.now()
         ends = {
@@ -319,7 +342,7 @@ class Calls:
                 return None
             if known is None or known.retry_at is None:
                 # Whoever dies while it waits has begun no attempt; committed, that is known.
-                await run.commit(machine.queued(number, name, attempt - 1, run.now()))
+                await run.propose(partial(machine.queued, number, name, attempt - 1, run.now()))
             with anyio.move_on_after((due[kind] - run.now()) / 1e9 if kind else None):
                 await slots.wait()
                 return None
@@ -337,7 +360,7 @@ class Calls:
             level = logging.WARNING if why else logging.DEBUG
             self._run.report(kind, level, text, activity=name, attempt=attempt, reason=why)
 
-    def _check_response(self, call: abi_v0.Call, response: bytes) -> None:
+    def _check_response(self, call: Asking, response: bytes) -> None:
         limit = self._run.machine.pinned.limits.response
         if len(response) > limit:
             message = (
@@ -346,9 +369,7 @@ class Calls:
             )
             raise GuestLimitError(message, "response")
 
-    def _attempt(
-        self, definition: ActivityDefinition, number: int, attempt: int, call: abi_v0.Call
-    ) -> Awaitable[bytes]:
+    def _attempt(self, definition: ActivityDefinition, number: int, attempt: int, call: Asking) -> Awaitable[bytes]:
         run, machine = self._run, self._run.machine
         known = machine.open_operation(number) if machine.record.open else None
         given = ActivityCall(
@@ -361,7 +382,7 @@ class Calls:
             call.request,
             machine.session,
             run.now(),
-            machine.time,
+            self._asked,
             () if known is None else known.heartbeat,
             self,
         )

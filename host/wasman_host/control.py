@@ -17,11 +17,13 @@ from wasman_host.errors import (
     ConcurrentExecutionError,
     CorruptSnapshotError,
     InvalidArgumentError,
+    SignalsFullError,
     WorkflowClosedError,
     WorkflowNotFoundError,
 )
 from wasman_host.guest.limits import check_stack
 from wasman_host.machine import Machine, Terminating
+from wasman_host.mail import SIGNAL, signal_body
 from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
 from wasman_host.record import Record
 from wasman_host.seal import Address, digest_of, seal, unseal
@@ -45,10 +47,14 @@ __all__ = [
     "history",
     "load",
     "load_payload",
+    "signal",
     "terminate",
     "unblock",
     "unreadable",
 ]
+
+
+_SIGNAL_NAME = 256  # bytes
 
 
 @frozen
@@ -181,15 +187,81 @@ async def cancel(store: Store, key: Key, reason: str, run: str | None = None) ->
     await _ask(store, stored, "cancel", f"cancel-{stored.run}", reason)
 
 
+async def signal(
+    store: Store,
+    key: Key,
+    name: str,
+    value: Payload,
+    *,
+    run: str | None = None,
+    message_id: str | None = None,
+    deflate: bool = True,
+) -> None:
+    """Send a signal: durable when this returns, and kept until the guest receives it.
+
+    Args:
+        store: Where the instance is.
+        key: The instance.
+        name: The signal's name.
+        value: What it says, with its bytes.
+        run: The run that it is for; None for whichever is the current one.
+        message_id: By which a repeated send is known; drawn if not said.
+        deflate: Whether what is stored is to be compressed.
+
+    Raises:
+        WorkflowNotFoundError: There is no such instance, or it never had that run.
+        WorkflowClosedError: It has ended.
+        SignalsFullError: As many signals wait already as may.
+        InvalidArgumentError: The name is empty or too long, the value too large, or the instance is executed directly.
+    """
+    if not 0 < len(name.encode()) <= _SIGNAL_NAME:
+        text = f"a signal's name has 1 to {_SIGNAL_NAME} bytes, and {name[:40]!r} has {len(name.encode())}"
+        raise InvalidArgumentError(text)
+    stored = await load(store, key, run)
+    if stored.columns.queue == DIRECT:
+        text = f"{key} is executed directly: there is nothing that could receive a signal; execute it"
+        raise InvalidArgumentError(text)
+    record = open_record(stored)
+    limits = record.pinned.limits
+    if value.size > limits.response:
+        text = f"the signal {name!r} for {key} has {value.size:,} bytes; at most {limits.response:,} are allowed"
+        raise InvalidArgumentError(text)
+    waiting = len(record.signals) + stored.mail
+    if stored.columns.status not in CLOSED and waiting >= limits.signals:
+        text = (
+            f"{waiting:,} signals wait for {key} already, and {limits.signals:,} may; this one was not accepted: send "
+            f"it again when the guest has received some, or raise the limit"
+        )
+        raise SignalsFullError(text)
+    identity = message_id or f"signal-{secrets.token_hex(16)}"
+    body = signal_body(name, value)
+    await _send(store, stored, SIGNAL, identity, body, for_run=run is not None, deflate=deflate)
+
+
 async def _ask(store: Store, stored: Stored, kind: str, identity: str, reason: str) -> None:
+    await _send(store, stored, kind, identity, json.dumps({"reason": reason, "run": stored.run}).encode())
+
+
+_DONE = {"terminate": "terminated", "cancel": "cancelled", SIGNAL: "signalled"}
+
+
+async def _send(
+    store: Store,
+    stored: Stored,
+    kind: str,
+    identity: str,
+    body: bytes,
+    *,
+    for_run: bool = True,
+    deflate: bool = True,
+) -> None:
     key, sent = stored.key, Sent.CLOSED
     if stored.columns.status not in CLOSED:
-        body = json.dumps({"reason": reason, "run": stored.run}).encode()
-        sealed = seal(mail_address(key, kind, identity), body)
-        sent = await store.send(Message(key, identity, kind, sealed, run=stored.run))
+        sealed = seal(mail_address(key, kind, identity), body, deflate=deflate)
+        sent = await store.send(Message(key, identity, kind, sealed, run=stored.run if for_run else ""))
     if sent is Sent.CLOSED:
         stored = await load(store, key, stored.run)  # it may have ended just now
-        how = "terminated" if kind == "terminate" else "cancelled"
+        how = _DONE[kind]
         text = f"{key} has ended already ({stored.columns.status.value}), so it cannot be {how}"
         raise WorkflowClosedError(text)
     if sent is Sent.ABSENT:

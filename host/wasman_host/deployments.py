@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from wasman_host.guest.module import check, digest, entry_of
+from wasman_host.guest.module import TURN, check, digest, entry_of
 from wasman_host.ids import validated_id
 from wasman_host.seal import Address, seal, unseal
 from wasman_host.store.protocol import Change, Columns, Key, Status, Won
@@ -91,7 +91,9 @@ async def deploy(
     """
     binary = check(data, f"the module of workflow {workflow!r}")
     found = entry_of(binary, entry, f"the module of workflow {workflow!r}")
-    wanted = Deployment(digest(data), entry, tuple(binary.functions[found].params), resume)
+    # A turn's integer is not the run's input, which a guest of ABI v1 is given as it is.
+    params = () if found == TURN else tuple(binary.functions[found].params)
+    wanted = Deployment(digest(data), entry, params, resume)
     key = _name_key(tenant, workflow)
     while True:
         stored = await store.load(key)

@@ -217,7 +217,7 @@ class DirectInstance(Instance):
         """Call the export; what it gives. Raises `ExecutionFailed`."""
         outcome = await self._drive(entry, arguments)
         if isinstance(outcome, Trapped) or outcome.code:
-            raise ExecutionFailed(self._failure_of(outcome))
+            raise ExecutionFailed(self.failure_of(outcome))
         early = self.machine.finished_early()
         if early is not None:
             raise early
@@ -296,7 +296,7 @@ class DirectInstance(Instance):
         """An execution is kept as a whole."""
 
     @override
-    async def _fail(self, failure: Failure) -> None:
+    async def fail(self, failure: Failure) -> None:
         raise ExecutionFailed(failure)
 
     @override

@@ -24,7 +24,7 @@ from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.images import Images, Origin
 from wasman_host.instance import Instance
 from wasman_host.known_streams import known_types
-from wasman_host.mail import cancel_in, ending
+from wasman_host.mail import cancel_in, ending, signals_in
 from wasman_host.residents import Residency, Residents
 from wasman_host.seal import Address, digest_of, seal, unseal
 from wasman_host.snapshot import Delta, SnapshotPolicy, decode_delta, encode_delta
@@ -216,7 +216,8 @@ class Engine:
             made = await anyio.to_thread.run_sync(initial_state, module, entry, limits)
             runs = changed(b"", made.memory)
             pages = b"".join(made.memory[first * PAGE : (first + count) * PAGE] for first, count in runs)
-            delta = Delta("", len(made.memory), runs, pages, made.globals, {"unfinished": made.unfinished})
+            state = {"unfinished": made.unfinished, **({"block": made.block} if made.block else {})}
+            delta = Delta("", len(made.memory), runs, pages, made.globals, state)
             await self.store.put_image(name, seal(address, encode_delta(delta), deflate=self.store.deflates))
             sealed = await self.store.image(name)  # another worker's may have come first
         delta = decode_delta(unseal(address, sealed), str(address))
@@ -416,13 +417,17 @@ class Engine:
             messages = await self.store.mail(key)
             try:
                 terminating, cancel = ending(messages), cancel_in(messages, instance.run)
+                signals = signals_in(messages)
             except CorruptSnapshotError as error:
                 instance.block(error)
                 continue
             if terminating is not None:
                 instance.end(terminating)
-            elif cancel is not None:
+                continue
+            if cancel is not None:
                 instance.tell(cancel)
+            if signals:
+                instance.signalled(signals)
         now = self.store.now()
         for instance in list(self._live.values()):
             if instance.expires is not None and now >= instance.expires:

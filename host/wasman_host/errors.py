@@ -9,8 +9,10 @@
     ├── WorkflowNotFoundError                 no instance, or no workflow, has that name
     ├── WorkflowClosedError                   the run has ended, so it takes no more requests
     ├── ConcurrentExecutionError              somebody else has moved the instance on; this copy is dropped
+    ├── SignalsFullError                      as many signals wait for the instance as may; this one was not accepted
     ├── RunEndedError                         the run ended other than by completing (what `result()` raises)
     │   ├── WorkflowFailedError               ... the guest failed it
+    │   │   └── WorkflowPanicError            ... by a panic; carries the message, its cause the backtrace
     │   ├── WorkflowCancelledError            ... it was asked to, and its guest honoured it
     │   ├── WorkflowTerminatedError           ... a person ended it
     │   └── WorkflowTimedOutError             ... its own timeout ended it
@@ -21,6 +23,8 @@
     │   ├── LimitError                        the instance reached one of its `Limits`; it goes on under a higher one
     │   │   ├── GuestTimeoutError             ... one turn of the guest used more processor time than it may
     │   │   └── GuestLimitError               ... memory, tables, stack, stored bytes, a request or a response
+    │   ├── GuestProtocolError                the guest does not follow the ABI that it was built for
+    │   ├── GuestDeadlockError                nothing can happen any more that would let the guest go on
     │   ├── PayloadCodecError                 a payload was encoded by a codec that is not here, or that failed
     │   ├── InputMismatchError                the guest's entry takes other integers than the run was given
     │   ├── UnsupportedStateError             the state was written by a newer wasman
@@ -58,7 +62,9 @@ __all__ = [
     "ConcurrentExecutionError",
     "CorruptSnapshotError",
     "Failure",
+    "GuestDeadlockError",
     "GuestLimitError",
+    "GuestProtocolError",
     "GuestTimeoutError",
     "GuestTrapError",
     "InputMismatchError",
@@ -71,6 +77,7 @@ __all__ = [
     "ResultTimeoutError",
     "RunEndedError",
     "SecretUnavailableError",
+    "SignalsFullError",
     "SimulatedCrashError",
     "SourceChangedError",
     "StoreError",
@@ -85,6 +92,7 @@ __all__ = [
     "WorkflowClosedError",
     "WorkflowFailedError",
     "WorkflowNotFoundError",
+    "WorkflowPanicError",
     "WorkflowTerminatedError",
     "WorkflowTimedOutError",
 ]
@@ -185,6 +193,10 @@ class WorkflowClosedError(WasmanError):
     """The run has ended, so it takes no more requests."""
 
 
+class SignalsFullError(WasmanError):
+    """As many signals wait for the instance as may; the one that was sent was not accepted."""
+
+
 class ConcurrentExecutionError(WasmanError):
     """Somebody else has moved this instance on since it was read; the copy held here is dropped."""
 
@@ -207,6 +219,10 @@ class ResultTimeoutError(WasmanError, TimeoutError):
 
 class WorkflowFailedError(RunEndedError):
     """The guest failed its run: it called `wasman.fail`, trapped, or exited with a code other than 0."""
+
+
+class WorkflowPanicError(WorkflowFailedError):
+    """The guest panicked. What it was given is kept: with the panic mended, its log can be replayed and looked at."""
 
 
 class WorkflowCancelledError(RunEndedError):
@@ -251,6 +267,14 @@ class GuestTimeoutError(LimitError):
 
 class GuestLimitError(LimitError):
     """The guest reached a limit of its instance, such as memory or stack."""
+
+
+class GuestProtocolError(BlockedError):
+    """The guest does not follow the ABI that it was built for; its SDK is at fault, or another one is needed."""
+
+
+class GuestDeadlockError(BlockedError):
+    """Nothing can happen any more that would let the guest go on: all its goroutines wait for each other."""
 
 
 class PayloadCodecError(BlockedError):

@@ -29,6 +29,7 @@ class Origin:
         globals: Its mutable globals in the module's order.
         digest: By which runs pin it, in hex.
         unfinished: The host call that the initialisation made, for which it needs a run; "" for none.
+        block: Where a guest of turns says what it wants; 0 for others.
         parts: What the memory holds besides zeros, as (offset, bytes).
     """
 
@@ -36,13 +37,15 @@ class Origin:
     globals: Sequence[tuple[int, bytes]]
     digest: str
     unfinished: str
+    block: int
     parts: Sequence[tuple[int, memoryview]] = field(repr=False)
 
     @classmethod
     def of(cls, delta: Delta, digest: str) -> Origin:
         """The state that a module's stored image holds."""
         parts = parts_of(delta)
-        return cls(image_of(delta.size, parts), delta.globals, digest, str(delta.state["unfinished"]), parts)
+        image, state = image_of(delta.size, parts), delta.state
+        return cls(image, delta.globals, digest, str(state["unfinished"]), int(state.get("block", 0)), parts)
 
 
 @frozen(eq=False)

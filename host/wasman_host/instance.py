@@ -17,6 +17,7 @@ import json
 import logging
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
@@ -34,12 +35,13 @@ from wasman_host.errors import (
     GuestLimitError,
     GuestTimeoutError,
     InputMismatchError,
+    InvalidModuleError,
     ModuleError,
     StoreUnavailableError,
     UnsupportedStateError,
 )
 from wasman_host.events import Event, EventKind
-from wasman_host.guest import abi_v0, asyncify
+from wasman_host.guest import abi_v0, abi_v1, asyncify
 from wasman_host.guest.asyncify import Suspended
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
@@ -47,14 +49,15 @@ from wasman_host.guest.memory import Baseline
 from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
 from wasman_host.machine import Machine, Proposal, Terminating
-from wasman_host.mail import DamagedMailError, cancel_in, ending
+from wasman_host.mail import DamagedMailError, cancel_in, ending, signals_in
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
-from wasman_host.reasons import exceeded, with_command
+from wasman_host.reasons import exceeded, panicked, with_command
 from wasman_host.session_streams import SessionStreams
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
 from wasman_host.stored import columns_of, open_record, open_tail, sealed_record, unread_end
+from wasman_host.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -65,15 +68,18 @@ if TYPE_CHECKING:
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
     from wasman_host.images import Restored
-    from wasman_host.record import Cancel, Record
+    from wasman_host.record import Cancel, KeptSignal, Record
     from wasman_host.store.protocol import Claim, Message
 
 __all__ = ["HOST", "Instance", "integers_fit"]
 
 logger = logging.getLogger("wasman.instance")
 
+_MOVES = (abi_v0.Download, abi_v0.Upload, abi_v1.StreamRead, abi_v1.StreamWrite)
 _POLITE = 64  # host calls that wait for nothing between two turns of the event loop
 _REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as fast as it can
+_HEARD = 10_000  # messages that are known to have been taken off the mail
+_NOTHING: frozenset[str] = frozenset()
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 HOST = "wasman."  # begins the host's own names
@@ -114,6 +120,7 @@ class Instance:
         machine: Its state machine.
         guest: Its guest, or None where there is none in memory.
         checkpoints: What takes the guest's snapshots, or None where it has no image to lie over.
+        turns: What lives the run of a guest of ABI v1 from turn to turn; None for others.
     """
 
     __slots__ = (
@@ -130,6 +137,7 @@ class Instance:
         "_engine",
         "_entry",
         "_handing_back",
+        "_heard",
         "_interrupt_due",
         "_leaving",
         "_module",
@@ -153,6 +161,7 @@ class Instance:
         "mailed",
         "owns",
         "run",
+        "turns",
     )
 
     machine: Machine
@@ -193,6 +202,8 @@ class Instance:
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
+        self.turns: Turns | None = None
+        self._heard = _NOTHING
         self._calls = Calls(self)
         self._streams = SessionStreams(engine.streams, self.require_lease)
 
@@ -251,8 +262,27 @@ class Instance:
     def tell(self, cancel: Cancel) -> None:
         """Let the guest know of a cancel: at once where it waits for a call, else by its next one."""
         self._cancelling = cancel
-        if self._waits and self.machine.record.cancel is None:
+        if self.turns is not None:
+            self.turns.stir()
+        elif self._waits and self.machine.record.cancel is None:
             self._interrupt()
+
+    def signalled(self, signals: Sequence[KeptSignal]) -> None:
+        """There are signals in its mail: they are taken as soon as nothing else is being committed."""
+        if self.turns is not None:
+            self.turns.signalled(signals)
+        elif self._waits:
+            self.beside(partial(self._keep_signals, signals))
+
+    async def _keep_signals(self, signals: Sequence[KeptSignal]) -> None:
+        """Take signals for a guest that receives none (ABI v0): when the run closes, they are listed as undelivered."""
+        new = self.unheard(signals)
+        if new:
+            await self.commit_beside(lambda: self.machine.signalled(new))
+
+    def unheard(self, signals: Sequence[KeptSignal]) -> list[KeptSignal]:
+        """Those that were not taken off the mail meanwhile: whoever read the mail may have read it before."""
+        return [signal for signal in signals if signal.message not in self._heard]
 
     def leave(self) -> None:
         """Give the instance up in order as soon as nothing is being committed."""
@@ -266,7 +296,7 @@ class Instance:
     @property
     def is_in_activity(self) -> bool:
         """Whether an activity is under way for it."""
-        return self._waits and self._until is None
+        return self.turns.is_in_activity if self.turns is not None else self._waits and self._until is None
 
     def drop(self) -> None:
         """The lease is lost: stop, and write nothing any more."""
@@ -276,6 +306,8 @@ class Instance:
 
     def evict(self) -> bool:
         """Give the guest's memory up if it waits; False where it does not, or has none."""
+        if self.turns is not None:
+            return self.guest is not None and self.turns.evict()
         if not self._waits or self._committing or self.guest is None:
             return False
         if self._until is not None:
@@ -322,6 +354,10 @@ class Instance:
     def waiting(self, *, until: int | None) -> None:
         """The guest waits for an activity (None), or for a time that is known: it may be evicted."""
         self._waits, self._until = True, until
+        self._engine.residents.waits(self)
+
+    def rests(self) -> None:
+        """The guest waits between two turns: it may be kept and evicted."""
         self._engine.residents.waits(self)
 
     def resumed(self) -> None:
@@ -426,12 +462,11 @@ class Instance:
     async def _interrupted_by(self) -> None:
         """Do what came first instead of going on."""
         await self.settled()
-        gives_up = self._leaving or self._handing_back is not None
-        try:
-            if gives_up and self._blocking is None and self._ending is None and self._waits:
-                await self._keep(enters_again=False)
-        except BlockedError as error:
-            self._blocking = error
+        if self._blocking is None and self._ending is None and self._engine.lease_is_valid:
+            try:
+                await self._keep_what_waits()
+            except BlockedError as error:
+                self._blocking = error
         await self._let_go()
         if self._blocking is not None:
             await self._block(self._blocking)
@@ -448,6 +483,13 @@ class Instance:
         elif self._cancelling is not None:
             await self._take(self._cancelling)
             raise _Evicted  # its activity was cancelled, and its guest is gone: it goes on as after a crash
+
+    async def _keep_what_waits(self) -> None:
+        """Keep the guest of an instance that is given up as it waits, if it can be kept so."""
+        if self.turns is None and self._waits:
+            await self._keep(enters_again=False)
+        elif self.turns is not None and self._leaving:
+            await self.turns.keep()
 
     async def _take(self, cancel: Cancel) -> None:
         """Take a cancel from the mail: the guest is told at once where it waits for a call."""
@@ -508,8 +550,11 @@ class Instance:
         if self._origin is not None:
             machine.pin_image(self._origin.digest)
         # Without an image its initialisation belongs to the run, which only a replay repeats.
-        kept = module.asyncified is not None or module.reentrant or pinned.resume == "checkpoint"
+        kept = module.turns or module.asyncified is not None or module.reentrant or pinned.resume == "checkpoint"
         self._reentrant = kept and self._origin is not None
+        if module.turns and self._origin is None:
+            message = f"module {module.digest[:12]} cannot be kept between its turns: {module.snapshots}"
+            raise InvalidModuleError(message)
 
         snapshot = record.snapshot if self._reentrant else None
         past, created, self._created = self._past, self._created, None
@@ -522,17 +567,20 @@ class Instance:
         if self._origin is not None and snapshot is not None:
             restored = await past.restored(self._origin, self._engine.images)
         machine.remember(first, None if restored is None else restored.state, entries)
-        self._suspended = None
-        if restored is not None and module.asyncified is not None:
+        self._suspended, self._answered, self._computed = None, 0, 0.0
+        if module.turns and self._origin is not None:
+            self.turns = Turns(self, self._origin.block, None if restored is None else restored.state["turns"])
+        elif restored is not None and module.asyncified is not None:
             self._suspended = Suspended.from_json(restored.state["suspended"])
             if restored.state["asking"]:
                 machine.asks_again()
-        self._answered, self._computed = 0, 0.0
         self._make_guest(restored)
         if restored is not None:
             self._streams.token = restored.state.get("token")
             await past.load_kept()
         await past.load_given()
+        if self.turns is not None:
+            self.turns.pulls()
 
     def _make_guest(self, restored: Restored | None) -> None:
         """A guest of the run's module, with the memory that it goes on with."""
@@ -546,10 +594,13 @@ class Instance:
             image = origin.image
         guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
         guest.transfer = self._transfer
+        if self.turns is not None:
+            guest.exchange, world.turns = self.turns.exchange, True
         self._engine.residents.enters(self)
         baseline: Baseline | None = None
         if restored is not None:
-            keep = module.binary.stack_pointer if self._suspended is None else None
+            calls_anew = self.turns is None and self._suspended is None
+            keep = module.binary.stack_pointer if calls_anew else None
             guest.restore(restored.image, restored.globals, keep=keep)
             baseline = Baseline(restored.image, restored.touched)
             world.random = machine.random
@@ -563,6 +614,11 @@ class Instance:
             Checkpoints(machine, origin, baseline) if origin is not None and baseline is not None else None
         )
         world.time = machine.time
+
+    async def revive(self) -> None:
+        """A guest with the memory of the newest snapshot, which is as the evicted one was."""
+        assert self._origin is not None, "a guest of turns was laid over an image"
+        self._make_guest(await self._past.restored(self._origin, self._engine.images))
 
     async def loaded(self, payload: Payload) -> Payload:
         """The payload with its bytes."""
@@ -578,26 +634,35 @@ class Instance:
 
     async def _run(self) -> None:
         """Call the guest's entry, and finish the run by how it ends."""
+        if self.turns is not None:
+            await self.turns.run()
+            return
         initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
         ended: Ended | Trapped = Ended()
         for name in (*initialisers, self._entry):
             ended = await self._drive(name, self._arguments() if name == self._entry else ())
             if isinstance(ended, Trapped) or ended.code:
-                await self._fail(self._failure_of(ended))
+                await self.fail(self.failure_of(ended))
                 return
         assert isinstance(ended, Ended), "a trap has ended the run"
         early = self.machine.finished_early()
         if early is not None:
             raise early
         result = self.machine.result or self._integers(ended.values)
-        await self._finish(result)
+        await self.finish(result)
 
     async def _drive(self, name: str, arguments: Sequence[int]) -> Ended | Trapped:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
+        assert self.guest is not None, "the guest was loaded"
+        kept = self._suspended is not None
+        return await self.driven(self._entered(self.guest, name, arguments), kept=kept)
+
+    async def driven(
+        self, outcome: Parked | Yielded | Ended | Trapped | Exceeded, *, kept: bool = False
+    ) -> Ended | Trapped:
+        """Go on with a guest that was entered and came to `outcome`, as it was kept or not, until it has returned."""
         guest, machine = self.guest, self.machine
         assert guest is not None, "the guest was loaded"
-        kept = self._suspended is not None
-        outcome = self._entered(guest, name, arguments)
         unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
         computed = 0.0
         while True:
@@ -611,7 +676,7 @@ class Instance:
                 answer = await self._answer(guest, outcome.request)
                 guest.answer(answer)
                 guest.world.time = machine.time
-                moved = answer > 0 and isinstance(outcome.request, (abi_v0.Download, abi_v0.Upload))
+                moved = answer > 0 and isinstance(outcome.request, _MOVES)
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
                     self._answered += not (moved or replaying)
@@ -681,10 +746,14 @@ class Instance:
             return Payload.of_value(None)
         return Payload.of_value(values[0] if len(values) == 1 else list(values))
 
-    def _failure_of(self, outcome: Ended | Trapped) -> Failure:
+    def failure_of(self, outcome: Ended | Trapped) -> Failure:
+        """Why the run has failed, where its guest trapped or exited."""
         early = self.machine.finished_early()
         if early is not None:
             raise early
+        panic = panicked(self.guest.world.said, outcome) if self.turns is not None and self.guest else None
+        if panic is not None:
+            return panic
         if isinstance(outcome, Ended):
             return Failure("GuestExit", f"the guest exited with code {outcome.code}")
         return Failure("GuestTrap", outcome.message, backtrace=outcome.backtrace)
@@ -728,6 +797,14 @@ class Instance:
                 if self._engine.checkpointed is not None and not replaying:
                     await self._engine.checkpointed(self)
                 return 0
+            case abi_v1.StreamRead(name=name, view=view):
+                moved = await self._streams.download(self.machine, view, name)
+                return abi_v1.UNKNOWN if moved is None else moved
+            case abi_v1.StreamWrite(name=name, view=view):
+                if view and self.machine.upload_closed:
+                    return abi_v1.NOT_ALLOWED
+                moved = await self._streams.upload(self.machine, view, name)
+                return abi_v1.UNKNOWN if moved is None else moved
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):
@@ -775,7 +852,7 @@ class Instance:
                 early = machine.finished_early()
                 if early is not None:
                     raise early
-                await self._fail(_failure_by_guest(call.request))
+                await self.fail(_failure_by_guest(call.request))
                 raise GivenUp
         return self._refuse("UnknownName", f"{call.name!r} is none of the host's own names")
 
@@ -795,6 +872,24 @@ class Instance:
         return sleep.fired(guest)
 
     # Snapshots
+
+    def keeps(self, turns: int, seconds: float) -> bool:
+        """Whether a guest that has had `turns` turns since its last snapshot, of `seconds` together, is to be kept."""
+        policy = self._engine.snapshots
+        return turns >= policy.turns or seconds >= policy.seconds
+
+    async def keep(self, more: Mapping[str, Any], commit: Callable[[Callable[[], Proposal]], Awaitable[None]]) -> None:
+        """Keep a guest that is at rest, with `more` of the host's own state, where anything has changed."""
+        guest, checkpoints = self.guest, self.checkpoints
+        assert guest is not None, "a guest that is kept is in memory"
+        assert checkpoints is not None, "a guest of turns was laid over an image"
+        token = await self._streams.sync(self.machine)
+        held, changed = checkpoints.holds(guest, token, more), checkpoints.changed(guest)
+        if held == checkpoints.last and not changed:
+            return
+        await commit(lambda: self.snapshot(guest, held, changed))
+        checkpoints.kept(guest, held, changed)
+        self._streams.token = token
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
@@ -902,18 +997,19 @@ class Instance:
 
     # Ending
 
-    async def _finish(self, result: Payload) -> None:
+    async def finish(self, result: Payload) -> None:
         """The guest has returned: decide the result and the sinks' lengths in one commit."""
         publishing = await self._streams.finished(self.machine)
         await self._commit_end(self.machine.completed(encoded(result, self.codec), publishing, self.now()))
 
     async def _publish(self) -> None:
         """Give the sinks their names; after a crash again, which changes nothing."""
-        self._close_guest()
+        self.close_guest()
         await self._streams.publish(self.machine)
         await self._commit_end(self.machine.published(self.now()))
 
-    async def _fail(self, failure: Failure) -> None:
+    async def fail(self, failure: Failure) -> None:
+        """The guest has failed its run."""
         await self._commit_end(self.machine.failed(failure, self.now()))
         await self._streams.discard(self.machine)
 
@@ -924,13 +1020,16 @@ class Instance:
     # Mail
 
     async def _take_mail(self, messages: Sequence[Message]) -> bool:
-        """Take cancels off the instance, or it would be claimed for them again and again; whether nothing is left."""
+        """Take mail off the instance, or it would be claimed for it again and again; whether nothing is left."""
+        signals = signals_in(messages)
+        if signals:
+            await self.commit(self.machine.signalled(signals))
         cancel = None if self.machine.record.cancel is not None else cancel_in(messages, self.run)
         late = [(m.id, m.kind) for m in messages if m.kind == "cancel" and (cancel is None or m.id != cancel.message)]
         if cancel is not None or late:
             await self.commit(self.machine.mail_taken(cancel, late))
         self._cancelling = None
-        return bool(messages) and len(late) + (cancel is not None) == len(messages)
+        return bool(messages) and len(signals) + len(late) + (cancel is not None) == len(messages)
 
     async def _commit_end(self, proposal: Proposal) -> None:
         """Commit the run's end; mail that came too late is listed as undelivered, unless it ends the run itself."""
@@ -1034,6 +1133,9 @@ class Instance:
     def _accept(self, proposal: Proposal, outcome: Won | Lost | Unread) -> None:
         match outcome:
             case Won(version=version, mail=mail):
+                if proposal.consumes:
+                    before = self._heard if len(self._heard) < _HEARD else _NOTHING
+                    self._heard = before | frozenset(proposal.consumes)
                 self._version, self._ahead, self.mailed = version, None, mail > 0
                 self.machine.accept(proposal)
             case Lost(found=found):
@@ -1152,10 +1254,12 @@ class Instance:
     async def _let_go(self) -> None:
         """Close the guest and its streams; what is durable stays."""
         await self.settled()
-        self._close_guest()
+        self.close_guest()
+        self.turns = None
         await self._streams.close()
 
-    def _close_guest(self) -> None:
+    def close_guest(self) -> None:
+        """Give the guest's memory up."""
         guest, self.guest = self.guest, None
         self._waits = False
         if guest is not None:

@@ -12,6 +12,7 @@ is stored, and a lost race leaves a machine that is simply dropped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from attrs import evolve, field, frozen
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, Tail, chained, encode_entry, entry_address
 from wasman_host.payload import Payload
-from wasman_host.record import Cancel, OpenOperation, Pinned, Publishing, Record, SnapshotReference
+from wasman_host.record import Cancel, KeptSignal, OpenOperation, Pinned, Publishing, Record, SnapshotReference
 from wasman_host.seal import Address, digest_of, seal
 from wasman_host.store.protocol import Blob, Status
 
@@ -356,10 +357,8 @@ class Machine:
             )
             raise NondeterminismError(message)
 
-    def replayed(self, number: int) -> Delivery | None:
-        """The logged answer to operation `number`, or None where nothing is logged any more."""
-        if not self._past:
-            return None
+    def _repeated(self) -> Entry:
+        """The next logged entry, where it was delivered after the same operations."""
         entry = self._past.pop()
         if (entry.operations, entry.digest) != (self._count, self._digest):
             message = (
@@ -370,12 +369,42 @@ class Machine:
         self._unlogged.clear()
         self.time = entry.time
         self.entry = entry.n
+        return entry
+
+    def replayed(self, number: int) -> Delivery | None:
+        """The logged answer to operation `number`, or None where nothing is logged any more."""
+        if not self._past:
+            return None
+        entry = self._repeated()
         for delivery in entry.deliveries:
             if delivery.operation == number:
                 self._delivered(delivery)
                 return delivery
         message = f"entry {entry.n} of {self} answers other operations than {number}; restore the log, then unblock"
         raise CorruptSnapshotError(message)
+
+    @property
+    def operations(self) -> int:
+        """How many operations the guest has asked for: the number of the next one."""
+        return self._count
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether the guest has asked for anything since the last entry."""
+        return bool(self._unlogged)
+
+    def next_entry(self) -> Entry | None:
+        """The next logged entry for a guest that was restored or begins anew (ABI v1); None where the log ends.
+
+        Raises:
+            NondeterminismError: The guest has asked for something else than was logged before it.
+        """
+        if not self._past:
+            return None
+        entry = self._repeated()
+        for delivery in entry.deliveries:
+            self._delivered(delivery)
+        return entry
 
     def entered(self, call: Payload, now: int) -> Proposal:
         """Log that an export is called (direct use); what the execution before has left behind is forgotten."""
@@ -448,6 +477,41 @@ class Machine:
             return self._logging(deliveries, now, status=Status.RUNNING, reason="", open=left)
         return self._logging(deliveries, now)
 
+    def delivered(
+        self, deliveries: Sequence[Delivery], now: int, cancel: Cancel | None, under_way: Sequence[tuple[int, str]]
+    ) -> Proposal:
+        """Log what is to be handed to a guest of ABI v1.
+
+        Args:
+            deliveries: What has happened.
+            now: The time, in ns since 1970.
+            cancel: A cancel that it is told of with them, or None.
+            under_way: Number and name of the calls that go on meanwhile.
+        """
+        if self.takeovers:
+            # The store forgets the takeovers with this commit, so what they mean for these calls is written down.
+            known = {operation.number for operation in self.record.open}
+            begun = [
+                OpenOperation(number, "call", name, self.attempts(number) + 1)
+                for number, name in under_way
+                if number not in known
+            ]
+            self.record = evolve(self.record, open=(*self.record.open, *begun))
+        if cancel is None and not self.record.signals:
+            return self.answered(deliveries, now)
+        record, answers = self.record, {delivery.operation for delivery in deliveries}
+        received = {delivery.message for delivery in deliveries if delivery.kind == "result" and delivery.message}
+        changes = {
+            "open": tuple(operation for operation in record.open if operation.number not in answers),
+            "signals": tuple(signal for signal in record.signals if signal.message not in received),
+            "cancel": record.cancel if cancel is None else evolve(cancel, operation=-1),
+        }
+        proposal = self._logging(deliveries, now, status=Status.RUNNING, reason="", **changes)
+        blobs = [signal.payload.blob for signal in record.signals if signal.message in received]
+        told = cancel is not None and record.cancel is None  # a cancel that was in the record was consumed before
+        consumes = (cancel.message,) if told and cancel is not None else ()
+        return evolve(proposal, consumes=consumes, drops=tuple(filter(None, blobs)))
+
     def backoff(
         self, number: int, name: str, failure: Failure, retry_at: int, heartbeat: Sequence[Any] | None = None
     ) -> Proposal:
@@ -502,9 +566,11 @@ class Machine:
             return Proposal(record, self.tail, keeps_owner=False, wake=now, settles=True)
         return Proposal(record, self.tail, keeps_owner=False, wake=now)
 
-    def sleeps(self, wake: int) -> Proposal:
-        """Give the instance up until `wake`: until then nothing happens to it."""
-        record = evolve(self.record, status=Status.WAITING, reason=f"nothing to do until {_moment(wake)}")
+    def sleeps(self, wake: int | None, waits_for: str = "") -> Proposal:
+        """Give the instance up until `wake`: until then nothing happens to it, but for what it waits for."""
+        until = "" if wake is None else f"nothing to do until {_moment(wake)}"
+        reason = ", ".join(filter(None, (waits_for and f"waits for {waits_for}", until)))
+        record = evolve(self.record, status=Status.WAITING, reason=reason)
         return Proposal(record, self.tail, keeps_owner=False, wake=wake)
 
     def mail_taken(self, cancel: Cancel | None, unread: Sequence[tuple[str, str]]) -> Proposal:
@@ -515,6 +581,21 @@ class Machine:
         if cancel is not None:
             record, taken = evolve(record, cancel=cancel), [cancel.message, *taken]
         return Proposal(record, self.tail, consumes=taken)
+
+    def signalled(self, signals: Sequence[KeptSignal]) -> Proposal:
+        """Take signals off the mail, and keep them until the guest receives them."""
+        kept, payloads = [], []
+        for signal in signals:
+            # By the message's digest: whoever sent it chose its id, and a blob's name is to be plain.
+            name = f"signal-{hashlib.sha256(signal.message.encode()).hexdigest()[:32]}"
+            payload = _placed(signal.payload, name)
+            assert payload is not None, "a signal has a value, if only null"
+            kept.append(evolve(signal, payload=payload))
+            payloads.append(payload)
+        blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
+        tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
+        record = evolve(self.record, signals=(*self.record.signals, *kept))
+        return Proposal(record, tail, blobs=blobs, consumes=tuple(signal.message for signal in signals))
 
     def cancelled(self, number: int, name: str, cancel: Cancel, now: int) -> Proposal:
         """Tell the guest of a cancel: the call that it waits for has failed, whatever has become of it."""
@@ -592,12 +673,13 @@ class Machine:
         return Proposal(record, self.tail, keeps_owner=False)
 
     def _closing(self) -> Record:
-        """The record of a run that ends: nothing is open any more, and a cancel has come too late."""
-        cancel = self.pending_cancel
-        if cancel is None:
-            return evolve(self.record, open=())
-        undelivered = (*self.record.undelivered, (cancel.message, "cancel"))
-        return evolve(self.record, open=(), cancel=None, undelivered=undelivered)
+        """The record of a run that ends: nothing is open any more, and what it was not given has come too late."""
+        record, cancel = self.record, self.pending_cancel
+        late = [(signal.message, "signal") for signal in record.signals]
+        if cancel is not None:
+            late.append((cancel.message, "cancel"))
+        told = record.cancel if cancel is None else None
+        return evolve(record, open=(), signals=(), cancel=told, undelivered=(*record.undelivered, *late))
 
     def ended(self, terminating: Terminating, now: int) -> Proposal:
         """A person, or the execution timeout, ends the run; what brought it is logged in the same commit."""
@@ -611,6 +693,7 @@ class Machine:
             failure=failure,
             open=(),
             cancel=closing.cancel,
+            signals=(),
             undelivered=closing.undelivered,
             reason="",
             error="",

@@ -1,13 +1,16 @@
-"""What mail says: opened, and looked through for what a run must know."""
+"""What mail says: written, opened, and looked through for what a run must know."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
+
 from wasman_host.errors import CorruptSnapshotError
 from wasman_host.machine import Terminating
-from wasman_host.record import Cancel
+from wasman_host.payload import Payload
+from wasman_host.record import Cancel, KeptSignal
 from wasman_host.seal import unseal
 from wasman_host.store.protocol import Status
 from wasman_host.stored import mail_address
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
 
     from wasman_host.store.protocol import Message
 
-__all__ = ["DamagedMailError", "cancel_in", "ending"]
+__all__ = ["SIGNAL", "DamagedMailError", "cancel_in", "ending", "signal_body", "signals_in"]
+
+SIGNAL = "signal"  # the kind of mail
 
 
 class DamagedMailError(CorruptSnapshotError):
@@ -40,9 +45,10 @@ def ending(messages: Sequence[Message]) -> Terminating | None:
     """
     terminating = None
     for message in messages:
-        body = _body(message)
+        body = _opened(message)  # all of it: what cannot be read must not stay in the mail
         if message.kind == "terminate" and terminating is None:
-            terminating = Terminating(Status.TERMINATED, "terminate", str(body["reason"]), (message.id,))
+            reason = str(json.loads(body)["reason"])
+            terminating = Terminating(Status.TERMINATED, "terminate", reason, (message.id,))
     return terminating
 
 
@@ -56,9 +62,29 @@ def cancel_in(messages: Sequence[Message], run: str) -> Cancel | None:
     return None
 
 
+def signal_body(name: str, value: Payload) -> bytes:
+    """What is sealed of a signal: one line of JSON, then the bytes of its value."""
+    return b"\n".join((to_json({"name": name, "payload": value.as_json()}), value.content))
+
+
+def signals_in(messages: Sequence[Message]) -> list[KeptSignal]:
+    """The signals among `messages`, the oldest first. Raises `DamagedMailError`."""
+    found = []
+    for message in messages:
+        if message.kind == SIGNAL:
+            head, _, value = _opened(message).partition(b"\n")
+            fields = json.loads(head)
+            payload = Payload.of_json(fields["payload"]).with_data(value)
+            found.append(KeptSignal(message.id, fields["name"], payload, message.sent))
+    return found
+
+
 def _body(message: Message) -> Any:
-    address = mail_address(message.key, message.kind, message.id)
+    return json.loads(_opened(message))
+
+
+def _opened(message: Message) -> bytes:
     try:
-        return json.loads(unseal(address, message.body))
+        return unseal(mail_address(message.key, message.kind, message.id), message.body)
     except CorruptSnapshotError as error:
         raise DamagedMailError(str(error), [(message.id, "damaged")]) from error

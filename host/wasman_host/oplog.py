@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _VERSION = 2
-_KINDS = frozenset({"start", "session", "execute", "result", "failed", "fired", "terminate", "timed_out"})
+_KINDS = frozenset({"start", "session", "execute", "result", "failed", "fired", "cancel", "terminate", "timed_out"})
 EMPTY_CHAIN = hashlib.sha256(b"wasman oplog 2").digest()
 _TAIL = struct.Struct("<QQQ32s")
 
@@ -82,8 +82,8 @@ class Operation:
     """What a guest asked for. Its number is its place in the run: the first is 0.
 
     Attributes:
-        kind: "call" or "timer".
-        name: The activity's name; for a timer the nanoseconds it asked to sleep.
+        kind: "call", "timer" or "receive".
+        name: The activity's name; for a timer the nanoseconds it asked to sleep; for a receive the signal's name.
         request: sha256 of the request's bytes, in hex.
         read: Bytes the guest had read from its source when it asked.
         written: Bytes it had written to its sink.
@@ -118,8 +118,9 @@ class Delivery:
     """One thing handed to the guest.
 
     Attributes:
-        kind: "start" (the input), "session", "execute" (an export is called, by direct use), "result", "failed" (an
-            activity, for good), "fired" (a timer), or what ended the run from outside: "terminate", "timed_out".
+        kind: "start" (the input), "session", "execute" (an export is called, by direct use), "result" (of an activity,
+            or a signal), "failed" (an activity, for good), "fired" (a timer), "cancel" (somebody asks for it), or what
+            ended the run from outside: "terminate", "timed_out".
         operation: The operation that it answers, or -1.
         payload: Its bytes, where it has any.
         failure: What went wrong, where something did.

@@ -5,15 +5,20 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from wasman_host.errors import GuestLimitError, LimitError
+from wasman_host.errors import Failure, GuestLimitError, LimitError
+from wasman_host.guest.live import Ended, Trapped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wasman_host.errors import BlockedError
     from wasman_host.guest.live import Exceeded
     from wasman_host.record import Limits
     from wasman_host.store.protocol import Key
 
-__all__ = ["exceeded", "with_command"]
+__all__ = ["PANIC", "exceeded", "panicked", "with_command"]
+
+PANIC = "Panic"  # the type of a failure
 
 _UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
 
@@ -41,6 +46,26 @@ def exceeded(key: Key, limits: Limits, outcome: Exceeded) -> GuestLimitError:
             f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
         )
     return GuestLimitError(message, "" if outcome.refused else outcome.limit)
+
+
+_ASLEEP = "all goroutines are asleep"
+_UNFINISHED = "wasmexport function did not finish"
+
+
+def panicked(said: Sequence[str], outcome: Ended | Trapped) -> Failure | None:
+    """The failure of a Go guest that has panicked, by the last of what it wrote; None where it has not."""
+    begins = ("panic: ", "fatal error: ")
+    place = next((n for n in reversed(range(len(said))) if said[n].startswith(begins)), None)
+    if place is None:
+        return None
+    message = said[place].removeprefix("panic: ")
+    if _ASLEEP in message or _UNFINISHED in message:
+        message = (
+            f"{message}: an exported function of the guest has blocked; only workflows may wait, so have the export "
+            f"start a goroutine, or call what waits from a workflow"
+        )
+    backtrace = outcome.backtrace if isinstance(outcome, Trapped) else "\n".join(said[place + 1 :]).strip("\n")
+    return Failure(PANIC, message, backtrace=backtrace)
 
 
 def with_command(error: BlockedError, key: Key) -> BlockedError:

@@ -7,6 +7,7 @@ owner, takeovers), stands in the store's columns instead; see `wasman_host.store
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from wasman_host.store.protocol import CLOSED, Status
 
 __all__ = [
     "Cancel",
+    "KeptSignal",
     "Limits",
     "OpenOperation",
     "Parent",
@@ -52,7 +54,8 @@ class Limits:
         turn_seconds: Processor time from one host call that waits to the next.
         stored: Bytes that the run may have stored: log, payloads and snapshots.
         request: Bytes that the guest may send at once: a request, its result.
-        response: Bytes that it may be given at once: a response, its input, its session.
+        response: Bytes that it may be given at once: a response, its input, its session, a signal.
+        signals: Signals that may wait for it to receive them; more are refused to whoever sends them.
     """
 
     memory: int = 256 * 1024 * 1024
@@ -62,6 +65,7 @@ class Limits:
     stored: int = 1024 * 1024 * 1024
     request: int = 16 * 1024 * 1024
     response: int = 16 * 1024 * 1024
+    signals: int = 1000
 
     @property
     def guest(self) -> GuestLimits:
@@ -214,6 +218,37 @@ class Cancel:
 
 
 @frozen
+class KeptSignal:
+    """A signal that was accepted and that the guest has not received yet.
+
+    Attributes:
+        message: The id of the mail that brought it.
+        name: The signal's name.
+        payload: Its value.
+        sent: When the store accepted it, ns since 1970.
+    """
+
+    message: str
+    name: str
+    payload: Payload
+    sent: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored form; a value that is no blob stands in it, as base64."""
+        payload = self.payload
+        fields = {"message": self.message, "name": self.name, "payload": payload.as_json(), "sent": self.sent}
+        return {**fields, "data": base64.b64encode(payload.content).decode()} if payload.inline else fields
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> KeptSignal:
+        """The inverse of `as_json`."""
+        payload = Payload.of_json(fields["payload"])
+        if payload.inline:
+            payload = payload.with_data(base64.b64decode(fields["data"]))
+        return cls(fields["message"], fields["name"], payload, fields["sent"])
+
+
+@frozen
 class SnapshotReference:
     """The newest snapshot.
 
@@ -261,6 +296,7 @@ class Record:
         publishing: Its sinks, once the guest has finished.
         undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
         cancel: What the guest was told, or is to be told with its next call, or None.
+        signals: Those that it has not received yet, the oldest first.
         created: When the run was created, ns since 1970.
         closed: When it was closed, or None.
     """
@@ -280,6 +316,7 @@ class Record:
     created: int = 0
     closed: int | None = None
     cancel: Cancel | None = None
+    signals: Sequence[KeptSignal] = ()
 
     @property
     def is_closed(self) -> bool:
@@ -315,6 +352,8 @@ def encode_record(record: Record) -> bytes:
     }
     if record.cancel is not None:
         fields["cancel"] = asdict(record.cancel)
+    if record.signals:
+        fields["signals"] = [signal.as_json() for signal in record.signals]
     head = to_json(fields)
     body = record.result.content if record.result is not None and record.result.inline else b""
     # What is pinned is encoded once a run: a record is written at every step.
@@ -357,6 +396,7 @@ def decode_record(data: bytes, place: str) -> Record:
         fields["undelivered"] = tuple((id_, kind) for id_, kind in fields["undelivered"])
         if fields.get("cancel"):
             fields["cancel"] = Cancel(**fields["cancel"])
+        fields["signals"] = tuple(KeptSignal.of_json(given) for given in fields.get("signals", ()))
         fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])
         if fields["publishing"]:
             sinks = fields["publishing"]["sinks"]

@@ -96,11 +96,11 @@ class SessionStreams:
             self._meter = Meter(self._types.progress, machine.id)
         return self._meter
 
-    async def download(self, machine: Machine, view: memoryview) -> int | None:
+    async def download(self, machine: Machine, view: memoryview, wanted: str = "") -> int | None:
         """Fill `view` from the source; how many bytes, or None where the session has no such source."""
         sources = machine.pinned.sources
         name = _only(sources, "download")
-        if name is None:
+        if name is None or (wanted and wanted != name):
             return None
         if self._source is None:
             self._source = await self._types.open_source(sources[name])
@@ -111,10 +111,10 @@ class SessionStreams:
         self._tell_download(machine, last=count < len(view))
         return count
 
-    async def upload(self, machine: Machine, view: memoryview) -> int | None:
+    async def upload(self, machine: Machine, view: memoryview, wanted: str = "") -> int | None:
         """Write `view` to the sink; how many bytes, or None where the session has no such sink."""
         name = _only(machine.pinned.sinks, "upload")
-        if name is None:
+        if name is None or (wanted and wanted != name):
             return None
         if not view:
             machine.upload_closed = True

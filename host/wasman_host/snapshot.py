@@ -32,7 +32,7 @@ class SnapshotPolicy:
     differs from the image again.
 
     Attributes:
-        turns: A guest is kept after so many answers, so that no more of them are repeated after a crash.
+        turns: A guest is kept after so many turns, or answers, so that no more of them are repeated after a crash.
         seconds: And after so much processor time.
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.

@@ -1,8 +1,12 @@
 """Guests whose stack is unwound into memory: evicted wherever they wait, they go on there, and nothing runs twice."""
 
 import contextlib
+import json
+import os
 import random
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 from attrs import define, field
 
 from tests import wat
+from tests.faults.stopped_worker import noting
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall
 from wasman_host.engine import Engine
@@ -27,8 +32,9 @@ from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
-from wasman_host.store import Status
+from wasman_host.store import Change, Lost, Status, Step, Unread, Won
 
+ROOT = Path(__file__).resolve().parents[2]
 GUESTS = Path(__file__).parent.parent / "guests" / "asyncified"
 LANGUAGES = ("c", "zig", "as")
 NEVER = SnapshotPolicy(turns=1 << 30, seconds=1e9)  # kept only where it is given up
@@ -73,7 +79,7 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     seen = Watched()
-    issue, replayed, finish = Machine.issue, Machine.replayed, Instance._finish
+    issue, replayed, finish = Machine.issue, Machine.replayed, Instance.finish
 
     def issues(self: Machine, kind: str, name: str, request: str) -> int:
         again = self._asks_again
@@ -95,7 +101,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
     monkeypatch.setattr(Machine, "issue", issues)
     monkeypatch.setattr(Machine, "replayed", repeats)
-    monkeypatch.setattr(Instance, "_finish", finishes)
+    monkeypatch.setattr(Instance, "finish", finishes)
     return seen
 
 
@@ -181,6 +187,44 @@ async def test_a_guest_is_kept_every_so_many_answers_and_a_crash_repeats_no_more
     assert len(first.rows) + len(second.rows) == CALLS, "no activity was called twice"
 
 
+async def test_a_worker_that_is_killed_again_and_again_repeats_only_the_call_that_it_was_in(disk: SqliteLab) -> None:
+    """SIGKILL, at three random moments; the ledger is a file that each of the processes writes to."""
+    with seeded() as rng:
+        ledger = disk.path.with_name("ledger")
+        ledger.touch()
+        await disk.start(guest("c"), CALLS)
+        command = [sys.executable, "-m", "tests.faults.stopped_worker", str(disk.path), str(ledger), "nowhere"]
+        for lines in sorted(rng.sample(range(20, CALLS - 100), 3)):
+            async with await anyio.open_process(command, cwd=ROOT, env=environment()) as worker:
+                with anyio.fail_after(60):
+                    while ledger.read_bytes().count(b"\n") < lines:
+                        await anyio.sleep(0.005)
+                os.kill(worker.pid, signal.SIGKILL)
+            assert worker.returncode == -signal.SIGKILL
+        with anyio.fail_after(60):
+            assert await disk.complete(noting(ledger)) == summed(CALLS)
+    keys = [json.loads(line)[1] for line in ledger.read_text().splitlines()]
+    assert len(set(keys)) == CALLS
+    assert len(keys) <= CALLS + 3
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_whatever_commit_its_worker_dies_at_it_gives_the_same(
+    lab: MemoryLab, watched: Watched, *, after: bool
+) -> None:
+    """Kept at every second answer, by commits of their own."""
+    policy, calls = SnapshotPolicy(turns=2, seconds=1e9), 6
+    for at in range(1, calls + 4):
+        ledger = Ledger()
+        watched.asked.clear()
+        await lab.start(guest("as"), calls, id=f"w{at}")
+        await lab.dies(ledger.activity(), at=at, after=after, snapshots=policy)
+        assert await lab.complete(ledger.activity(), id=f"w{at}", snapshots=policy) == summed(calls), f"commit {at}"
+        assert len(set(ledger.keys)) == calls
+        assert len(ledger.rows) <= calls + 1
+        assert len(watched.asked) <= calls + 3, "what came behind the last snapshot"
+
+
 async def test_one_that_computes_for_long_is_kept_at_its_next_call(lab: MemoryLab) -> None:
     policy = SnapshotPolicy(turns=1 << 30, seconds=0.0)
     async with lab.worker(Ledger().activity(), snapshots=policy):
@@ -236,6 +280,33 @@ async def test_what_a_worker_releases_as_it_waits_is_kept(disk: SqliteLab, watch
     assert (await disk.record()).snapshot is not None
     assert await disk.complete(Ledger().activity(), cold=True) == summed(20)
     assert (watched.asked, watched.again, watched.repeated) == (list(range(20)), 1, 0)
+
+
+async def test_one_whose_answer_is_durable_and_not_given_is_not_kept_as_if_it_waited(lab: MemoryLab) -> None:
+    """Its worker is told to leave inside of the commit of an answer: the guest was not given it, and the log has it."""
+
+    class Leaving:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lab.store, name)
+
+        async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+            outcomes = await lab.store.commit(changes)
+            answers = any(change.entries and change.key.id == "w" for change in changes)
+            if answers and not told and engine._live:
+                [instance] = engine._live.values()
+                instance.leave()
+                told.append(True)
+                await anyio.lowlevel.checkpoint()
+            return outcomes
+
+    told: list[bool] = []
+    ledger = Ledger()
+    await lab.start(guest("c"), 4)
+    engine: Engine
+    async with lab.worker(ledger.activity(), store=Leaving(), snapshots=NEVER, max_instances=1) as engine:
+        assert await lab.result() == summed(4)
+    assert told
+    assert ledger.requests == [b"0", b"1", b"2", b"3"]
 
 
 async def test_an_attempt_that_fails_while_its_guest_is_evicted_is_retried(lab: MemoryLab, watched: Watched) -> None:
@@ -352,6 +423,11 @@ def test_inspect_tells_that_it_comes_back_in_the_middle_of_its_calls(language: s
     assert comeback is not None
     assert comeback.how == "continuation"
     assert "env.host_call_api" in comeback.why
+
+
+def environment() -> dict[str, str]:
+    """For processes that work with these sources."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "host")))}
 
 
 def summed(calls: int) -> int:

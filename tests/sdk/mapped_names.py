@@ -30,7 +30,7 @@ def has(owner: Any, name: str) -> bool:
 
 def guests_export(name: str) -> bool:
     package, _, function = name.partition(".")
-    folder = ROOT / "guest_sdk" / ("steps" if package == "steps" else "")
+    folder = ROOT / "guest_sdk" / {"wasman": "", "v0": "v0", "steps": "v0/steps"}[package]
     return any(
         re.search(rf"^func {function}[\[(]", path.read_text("utf-8"), re.MULTILINE) for path in folder.glob("*.go")
     )
@@ -42,7 +42,7 @@ def check(mentioned: str) -> None:
         open_store(mentioned)
     elif command := re.fullmatch(r"wasman (\w+)", mentioned):
         assert command[1] in cli.wasman.commands, f"the command has no {command[1]}"
-    elif mentioned.startswith(("wasman.", "steps.")):
+    elif mentioned.startswith(("wasman.", "v0.", "steps.")):
         assert guests_export(mentioned), f"guests have no {mentioned}"
     else:
         call = re.fullmatch(r"([\w.]+)\((\w+)=\)", mentioned)

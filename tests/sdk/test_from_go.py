@@ -41,7 +41,7 @@ def test_what_stands_for_it_is_there(mentioned: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["Nothing", "Runner.walk", "Runner(speed=)", "TestRunner(speed=)", "wasman.Sleep", "steps.Twice", "s3://x"]
+    "wrong", ["Nothing", "Runner.walk", "Runner(speed=)", "TestRunner(speed=)", "wasman.Nap", "steps.Twice", "s3://x"]
 )
 def test_what_is_not_there_is_noticed(wrong: str) -> None:
     with pytest.raises((AssertionError, ValueError)):

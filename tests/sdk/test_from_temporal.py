@@ -46,7 +46,7 @@ def test_what_stands_for_it_is_there(mentioned: str) -> None:
     "wrong",
     [
         "Client.query", "Client.start_workflow(cron=)", "testing.Replayer", "testing.WorkflowEnvironment.jump",
-        "wasman signal", "activity(task_queue=)", "activity.defn", "Client.list_workflows(query=)",
+        "wasman query", "activity(task_queue=)", "activity.defn", "Client.list_workflows(query=)",
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_noticed(wrong: str) -> None:

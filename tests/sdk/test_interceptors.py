@@ -23,6 +23,7 @@ from wasman_sdk import (
     Limits,
     ListWorkflowsPageInput,
     RetryPolicy,
+    SignalWorkflowInput,
     StartWorkflowInput,
     StartWorkflowOptions,
     SyncClient,
@@ -191,7 +192,8 @@ async def test_each_call_of_a_client_passes_each_interceptor() -> None:
         await handle.result(timeout=timedelta(seconds=60))
         await handle.describe()
         await handle.history()
-        for refused in (handle.cancel("enough"), handle.terminate("enough"), handle.unblock(limits=Limits())):
+        sent = handle.signal("go", 1, message_id="m")
+        for refused in (sent, handle.cancel("enough"), handle.terminate("enough"), handle.unblock(limits=Limits())):
             with pytest.raises(WorkflowClosedError):
                 await refused
         assert [found.id async for found in client.list_workflows(page_size=7, status="completed")] == ["w"]
@@ -204,6 +206,7 @@ async def test_each_call_of_a_client_passes_each_interceptor() -> None:
         ("get_result", GetResultInput(**run, timeout=timedelta(seconds=60))),
         ("describe_workflow", DescribeWorkflowInput(**run)),
         ("history", HistoryInput(**run)),
+        ("signal_workflow", SignalWorkflowInput(**run, signal="go", value=1, message_id="m")),
         ("cancel_workflow", CancelWorkflowInput(**run, reason="enough")),
         ("terminate_workflow", TerminateWorkflowInput(**run, reason="enough")),
         ("unblock_workflow", UnblockWorkflowInput(**run, limits=Limits())),

@@ -25,12 +25,12 @@ from wasman_sdk.cli.look import list_, show
 from wasman_sdk.cli.result import result
 from wasman_sdk.cli.run import run
 from wasman_sdk.cli.start import start
-from wasman_sdk.cli.steer import cancel, terminate, unblock
+from wasman_sdk.cli.steer import cancel, signal, terminate, unblock
 from wasman_sdk.cli.worker import worker
 
 __all__ = ["main", "wasman"]
 
-for command in (run, start, worker, list_, show, result, cancel, terminate, unblock, deploy, inspect, doctor):
+for command in (run, start, worker, list_, show, result, signal, cancel, terminate, unblock, deploy, inspect, doctor):
     wasman.add_command(command)
 
 

@@ -1,20 +1,46 @@
-"""`wasman cancel`, `terminate` and `unblock`: what a person decides about an instance."""
+"""`wasman signal`, `cancel`, `terminate` and `unblock`: what a person tells an instance, or decides about it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import asdict
+from pydantic import TypeAdapter
 
 from wasman_host.guest.limits import MAX_STACK, MAX_TABLE, STACK_STEP
 from wasman_sdk import Limits
+from wasman_sdk.cli.objects import validated
 from wasman_sdk.cli.options import existing, over, store_option, tenant_option
 
 if TYPE_CHECKING:
     from wasman_sdk import Client
 
-__all__ = ["cancel", "terminate", "unblock"]
+__all__ = ["cancel", "signal", "terminate", "unblock"]
+
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.argument("name", metavar="NAME")
+@click.argument("value", metavar="[JSON]", default="null")
+@click.option("--message-id", metavar="MESSAGE", help="By which a repeated send is known, which changes nothing then.")
+@click.option("--run", "run_id", metavar="RUN", help="Only if this is its current run.")
+@store_option
+@tenant_option
+def signal(
+    id_: str, name: str, value: str, message_id: str | None, run_id: str | None, store: str | None, tenant: str
+) -> None:
+    """Send a run the signal NAME with a value: JSON, @FILE, or - for stdin. It is kept until the guest receives it."""
+    said = validated("value", _ANY, value)
+
+    async def send(client: Client) -> None:
+        await client.get_handle(id_, run_id=run_id).signal(name, said, message_id=message_id)
+
+    over(existing(store, tenant), send)
+    click.echo(f"{id_} was sent {name}")
 
 
 @click.command()
@@ -57,6 +83,7 @@ def terminate(id_: str, reason: str, run_id: str | None, store: str | None, tena
 @click.option("--stored", type=click.IntRange(min=1), help="Bytes that the run may have stored from now on.")
 @click.option("--request", type=click.IntRange(min=1), help="Bytes that it may send at once from now on.")
 @click.option("--response", type=click.IntRange(min=1), help="Bytes that it may be given at once from now on.")
+@click.option("--signals", type=click.IntRange(min=1), help="Signals that may wait for it from now on.")
 @store_option
 @tenant_option
 def unblock(id_: str, store: str | None, tenant: str, **limits: float | None) -> None:

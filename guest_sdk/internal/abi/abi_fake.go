@@ -1,32 +1,49 @@
-//go:build !(tinygo && wasip1)
+//go:build !wasip1
 
 package abi
 
-// Host is what plays the host outside a guest: a test sets the functions that it needs.
-var Host = struct {
-	Checkpoint func()
-	Time       func() int64
-	CallAPI    func(name string, request, response []byte) int32
-	StreamData func(direction int32, data []byte) int32
-}{
-	Checkpoint: func() { panic(noHost) },
-	Time:       func() int64 { panic(noHost) },
-	CallAPI:    func(string, []byte, []byte) int32 { panic(noHost) },
-	StreamData: func(int32, []byte) int32 { panic(noHost) },
+// Fake is a host for tests.
+type Fake interface {
+	Now() int64
+	Random(b []byte)
+	Log(level int32, message string, attributes []byte)
+	ResultLen(operation uint32) int32
+	ResultRead(operation, offset uint32, b []byte) int32
+	StreamRead(name string, b []byte) int32
+	StreamWrite(name string, b []byte) int32
+	// Asked is called when the guest has written a command, which the host takes at the end of the turn.
+	Asked()
 }
 
-const noHost = "wasman: there is no host outside a guest built by TinyGo for wasip1"
+// Host is what plays the host outside a guest.
+var Host Fake
 
-// Checkpoint calls the fake.
-func Checkpoint() { Host.Checkpoint() }
-
-// Time calls the fake.
-func Time() int64 { return Host.Time() }
-
-// CallAPI calls the fake.
-func CallAPI(name string, request, response []byte) int32 {
-	return Host.CallAPI(name, request, response)
+func host() Fake {
+	if Host == nil {
+		panic("wasman: there is no host here: run workflows by package wasmantest, or build them for wasip1")
+	}
+	return Host
 }
 
-// StreamData calls the fake.
-func StreamData(direction int32, data []byte) int32 { return Host.StreamData(direction, data) }
+// Now is the host's time, ns since 1970.
+func Now() int64 { return host().Now() }
+
+// Random fills b.
+func Random(b []byte) { host().Random(b) }
+
+// Log writes a line to the host's log.
+func Log(level int32, message string, attributes []byte) { host().Log(level, message, attributes) }
+
+// ResultLen is how many bytes an announced answer has.
+func ResultLen(operation uint32) int32 { return host().ResultLen(operation) }
+
+// ResultRead copies an answer from offset on; how many bytes.
+func ResultRead(operation, offset uint32, b []byte) int32 {
+	return host().ResultRead(operation, offset, b)
+}
+
+// StreamRead fills b from a source.
+func StreamRead(name string, b []byte) int32 { return host().StreamRead(name, b) }
+
+// StreamWrite writes b to a sink.
+func StreamWrite(name string, b []byte) int32 { return host().StreamWrite(name, b) }

@@ -1,59 +1,64 @@
-//go:build tinygo && wasip1
+//go:build wasip1
 
 package abi
 
-import (
-	"runtime/volatile"
-	"unsafe"
-)
+import "unsafe"
 
-//go:wasmimport env checkpoint
-func hostCheckpoint()
+//go:wasmimport wasman now
+func hostNow() int64
 
-//go:wasmimport env host_get_time
-func hostGetTime() int64
+//go:wasmimport wasman random
+func hostRandom(data unsafe.Pointer, length uint32) int32
 
-//go:wasmimport env host_call_api
-func hostCallAPI(name unsafe.Pointer, nameLen uint32, request unsafe.Pointer, requestLen uint32, response unsafe.Pointer, responseMax uint32) int32
+//go:wasmimport wasman log
+func hostLog(level int32, message unsafe.Pointer, length uint32, attributes unsafe.Pointer, attributesLength uint32) int32
 
-//go:wasmimport env stream_data
-func hostStreamData(direction int32, data unsafe.Pointer, length uint32) int32
+//go:wasmimport wasman flush
+func hostFlush(commands unsafe.Pointer, length uint32) int32
 
-// stackChainStart is the head of the list of stack frames that TinyGo's compiler maintains for its collector.
-//
-//go:extern runtime.stackChainStart
-var stackChainStart unsafe.Pointer
+//go:wasmimport wasman result_len
+func hostResultLen(operation uint32) int32
 
-// Checkpoint lets the host keep the guest as it is now.
-//
-// A host that comes back to this moment restores memory and globals, puts the stack pointer back to where it was when
-// run was entered, and enters run anew. The frames on the stack are gone then, so nothing in the kept memory may lead
-// to them. One thing does, the head of the list of frames: it is nil while the host looks. The accesses are volatile
-// because the compiler knows of nobody outside who reads it, and would drop the store. Not inlined, so that the list's
-// bookkeeping of a caller cannot be moved in between.
-//
-//go:noinline
-func Checkpoint() {
-	head := (*uint32)(unsafe.Pointer(&stackChainStart))
-	frames := volatile.LoadUint32(head)
-	volatile.StoreUint32(head, 0)
-	hostCheckpoint()
-	volatile.StoreUint32(head, frames)
+//go:wasmimport wasman result_read
+func hostResultRead(operation, offset uint32, data unsafe.Pointer, length uint32) int32
+
+//go:wasmimport wasman stream_read
+func hostStreamRead(name unsafe.Pointer, nameLength uint32, data unsafe.Pointer, length uint32) int32
+
+//go:wasmimport wasman stream_write
+func hostStreamWrite(name unsafe.Pointer, nameLength uint32, data unsafe.Pointer, length uint32) int32
+
+func text(s string) unsafe.Pointer    { return unsafe.Pointer(unsafe.StringData(s)) }
+func bytesOf(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
+
+// Now is the time of the last delivery, ns since 1970.
+func Now() int64 { return hostNow() }
+
+// Random fills b from the run's own random stream.
+func Random(b []byte) { hostRandom(bytesOf(b), uint32(len(b))) }
+
+// Log writes a line to the host's log; attributes are a JSON object, or nothing.
+func Log(level int32, message string, attributes []byte) {
+	hostLog(level, text(message), uint32(len(message)), bytesOf(attributes), uint32(len(attributes)))
 }
 
-// Time is the host's clock, in nanoseconds since 1970.
-func Time() int64 { return hostGetTime() }
+// Flush hands commands over before the turn ends.
+func Flush(commands []byte) int32 { return hostFlush(bytesOf(commands), uint32(len(commands))) }
 
-// CallAPI calls an activity, or what the host itself answers to. It returns the response's length, Failed or TooLarge.
-func CallAPI(name string, request, response []byte) int32 {
-	return hostCallAPI(
-		unsafe.Pointer(unsafe.StringData(name)), uint32(len(name)),
-		unsafe.Pointer(unsafe.SliceData(request)), uint32(len(request)),
-		unsafe.Pointer(unsafe.SliceData(response)), uint32(len(response)),
-	)
+// ResultLen is how many bytes an announced answer has.
+func ResultLen(operation uint32) int32 { return hostResultLen(operation) }
+
+// ResultRead copies an answer from offset on; how many bytes.
+func ResultRead(operation, offset uint32, b []byte) int32 {
+	return hostResultRead(operation, offset, bytesOf(b), uint32(len(b)))
 }
 
-// StreamData moves bytes from the download or to the upload. It returns their count, 0 at the end, or Failed.
-func StreamData(direction int32, data []byte) int32 {
-	return hostStreamData(direction, unsafe.Pointer(unsafe.SliceData(data)), uint32(len(data)))
+// StreamRead fills b from a source; how many bytes, 0 at its end.
+func StreamRead(name string, b []byte) int32 {
+	return hostStreamRead(text(name), uint32(len(name)), bytesOf(b), uint32(len(b)))
+}
+
+// StreamWrite writes b to a sink; nothing closes it.
+func StreamWrite(name string, b []byte) int32 {
+	return hostStreamWrite(text(name), uint32(len(name)), bytesOf(b), uint32(len(b)))
 }

@@ -23,6 +23,7 @@ from wasman_host.guest.linear import CAPACITY, LinearMemory
 from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
+    from wasman_host.guest.abi_v1 import Exchange
     from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.memory import Image
     from wasman_host.guest.module import GuestModule
@@ -115,6 +116,7 @@ class Guest:
         waits_in: The import that it is parked in, such as "env.host_call_api", and what it gave to it; None else.
         rewinding: Called with the first import that it comes to, for what it gave to it; None unless its stack is being
             built up again.
+        exchange: What a guest of ABI v1 pulls and flushes; None for others.
         exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
         tables: Its tables, where they can grow.
     """
@@ -140,6 +142,7 @@ class Guest:
         "_tables",
         "_yielded",
         "exceeded",
+        "exchange",
         "linear",
         "module",
         "request",
@@ -171,6 +174,7 @@ class Guest:
         self.waits_in: tuple[str, Sequence[int]] | None = None
         self.rewinding: Callable[[str], Sequence[int]] | None = None
         self.exceeded = False
+        self.exchange: Exchange | None = None
         self.tables: Sequence[int] = ()
         self._limits = limits
         self._future: int | None = None

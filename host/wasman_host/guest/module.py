@@ -12,7 +12,7 @@ from attrs import field, frozen
 from wasmtime import InstancePre, Linker, Module, WasmtimeError
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
-from wasman_host.guest import abi_v0, capi, wasi
+from wasman_host.guest import abi_v0, abi_v1, capi, wasi
 from wasman_host.guest.asyncify import Asyncified, asyncified
 from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, initial_data, parse
 from wasman_host.guest.cache import Entry, code_cache
@@ -27,14 +27,33 @@ if TYPE_CHECKING:
     from wasman_host.guest.cache import CodeCache
     from wasman_host.guest.limits import GuestLimits
 
-__all__ = ["PROVIDED", "GuestModule", "InitialState", "check", "compile_module", "digest", "entry_of", "initial_state"]
+__all__ = [
+    "PROVIDED",
+    "TURN",
+    "GuestModule",
+    "InitialState",
+    "check",
+    "compile_module",
+    "digest",
+    "entry_of",
+    "initial_state",
+]
 
-_FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS]
+TURN = "wasman_turn"  # the export that is entered at every turn of a guest of ABI v1
+
+_FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS, *abi_v1.FUNCTIONS]
 PROVIDED = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
             for function in _FUNCTIONS}  # fmt: skip
 _Facts: TypeAlias = tuple[ModuleBinary, str, Asyncified | None]
 _REENTRANT = "wasman_reentrant"
-_ABI_V1 = "wasman_abi"
+_ABI = "wasman_abi"
+_BLOCK = "wasman_block"
+# What the host calls of a guest of ABI v1, and how it is to be typed.
+_V1_EXPORTS = {
+    _ABI: Function((), ("i32",)),
+    _BLOCK: Function((), ("i32",)),
+    TURN: Function(("i32",), ("i32",)),
+}
 
 
 _linkers: dict[GuestEngine, tuple[Linker, list[Any]]] = {}
@@ -139,6 +158,8 @@ def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
         InvalidModuleError: There is no such function, or it takes something else than integers; or an initialiser takes
             or returns anything.
     """
+    if TURN in binary.functions:
+        return _turn_of(binary, name)
     wanted = [entry] if entry else ["run", "_start"]
     found = next((export for export in wanted if export in binary.functions), None)
     if found is None:
@@ -155,6 +176,22 @@ def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
             message = f"{name}: its initialiser {initialiser!r} is {function}; it takes and returns nothing"
             raise InvalidModuleError(message)
     return found
+
+
+def _turn_of(binary: ModuleBinary, name: str) -> str:
+    """The export that is entered at every turn of a guest of ABI v1, where all is as the host needs it."""
+    for export, wanted in _V1_EXPORTS.items():
+        function = binary.functions.get(export)
+        if function is None:
+            message = f"{name} exports {TURN!r} and not {export!r}; docs/abi.md says what a guest exports"
+            raise InvalidModuleError(message)
+        if (tuple(function.params), tuple(function.results)) != (tuple(wanted.params), tuple(wanted.results)):
+            message = f"{name} exports {export!r} as {function}, and it is {wanted}; see docs/abi.md"
+            raise InvalidModuleError(message)
+    if any((one.module, one.name) == (abi_v1.MODULE, "wait") for one in binary.imports):
+        message = f"{name} exports {TURN!r} and imports wasman.wait; a guest waits in one way, see docs/abi.md"
+        raise InvalidModuleError(message)
+    return TURN
 
 
 def _initialisers(binary: ModuleBinary, entry: str) -> Sequence[str]:
@@ -204,6 +241,16 @@ class GuestModule:
             prepared = _linker(on).instantiate_pre(module)
             found = self._prepared.setdefault(on, (prepared, capi.address(prepared)))
         return found[1]
+
+    @property
+    def turns(self) -> bool:
+        """Whether its guests return to the host whenever they have nothing to do (ABI v1)."""
+        return TURN in self.binary.functions
+
+    @property
+    def version(self) -> int:
+        """The ABI that it is written for, by what it exports; 0 also where it imports nothing of wasman's."""
+        return 1 if _ABI in self.binary.functions else 0
 
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
@@ -298,11 +345,13 @@ class InitialState:
         memory: All of its linear memory.
         globals: Its mutable globals in order: (value kind, value bytes).
         unfinished: The host call that the initialisation made, for which it needs a run; "" for none.
+        block: Where a guest of turns says what it wants; 0 for others.
     """
 
     memory: bytes = field(repr=False)
     globals: Sequence[tuple[int, bytes]]
     unfinished: str = ""
+    block: int = 0
 
 
 def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> InitialState:
@@ -336,9 +385,51 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
             if ended.code:
                 message = f"module {module.digest[:12]}: {name} exited with code {ended.code}"
                 raise InvalidModuleError(message)
-        return InitialState(bytes(guest.memory()), guest.globals(), guest.world.wanted_host)
+        if module.version and guest.world.wanted_host:
+            message = (
+                f"module {module.digest[:12]}: its initialisation calls {guest.world.wanted_host}, and there is no run "
+                f"yet to answer; call it from the workflow"
+            )
+            raise InvalidModuleError(message)
+        block = _introduced(module, guest) if module.version else 0
+        return InitialState(bytes(guest.memory()), guest.globals(), guest.world.wanted_host, block)
     finally:
         guest.close()
+
+
+def _introduced(module: GuestModule, guest: Guest) -> int:
+    """Ask a guest of ABI v1 for which version it was written, and where its block is (0 where it has none)."""
+    version = _asked(module, guest, _ABI)
+    if version != abi_v1.VERSION:
+        message = (
+            f"module {module.digest[:12]} is written for ABI {version}, and this wasman knows {abi_v1.VERSION}; "
+            f"use a newer wasman, or build the guest with the SDK of this one (wasman build)"
+        )
+        raise InvalidModuleError(message)
+    if not module.turns:
+        return 0
+    address = _asked(module, guest, _BLOCK) & 0xFFFFFFFF
+    try:
+        block = abi_v1.Block.read(guest, address)
+    except abi_v1.MalformedError as error:
+        message = f"module {module.digest[:12]}: {error}; see docs/abi.md"
+        raise InvalidModuleError(message) from error
+    if block.capacity < abi_v1.INBOX or guest.view(block.inbox, block.capacity) is None:
+        message = (
+            f"module {module.digest[:12]}: its inbox ({block.capacity} bytes at {block.inbox:#x}) is not at least "
+            f"{abi_v1.INBOX} bytes inside its memory; see docs/abi.md"
+        )
+        raise InvalidModuleError(message)
+    return address
+
+
+def _asked(module: GuestModule, guest: Guest, name: str) -> int:
+    guest.enter(name)
+    ended = guest.resume()
+    if not isinstance(ended, Ended) or ended.code:
+        message = f"module {module.digest[:12]}: {name} does not return; see docs/abi.md"
+        raise InvalidModuleError(message)
+    return ended.values[0]
 
 
 _INITIALISATION_SECONDS = 10.0  # of processor time

@@ -27,6 +27,8 @@ _CLOCK, _FD_READ = 0, 1  # tags of a subscription; 2 is fd_write
 _ABSOLUTE = 1  # flag of a clock subscription
 _SUBSCRIPTION, _EVENT = 48, 32  # bytes
 _MAX_SUBSCRIPTIONS = 4096
+_IDLE = 1000  # the descriptor that can be read when its guest's scheduler has nothing left to run; see docs/abi.md
+_SOCKET_STREAM, _NONBLOCK = 6, 4
 _RIGHTS_ALL = (1 << 64) - 1
 _LAST = (1 << 63) - 1  # ns since 1970, in the year 2262: no store keeps a later time
 
@@ -107,6 +109,8 @@ def _fd_read(guest: Guest, fd: int, _vectors: int, _count: int, read_at: int) ->
 
 
 def _fd_fdstat_get(guest: Guest, fd: int, out: int) -> int:
+    if fd == _IDLE:
+        return _store(guest, out, "<BxHxxxxQQ", _SOCKET_STREAM, _NONBLOCK, _RIGHTS_ALL, _RIGHTS_ALL)
     if fd > _STDERR:
         return _BADF
     character_device = 2
@@ -135,6 +139,7 @@ def _poll_oneoff(guest: Guest, subscriptions: int, out: int, count: int, count_a
     if listed is None or guest.view(out, _EVENT * count) is None or guest.view(count_at, 4) is None:
         return _FAULT
     now = guest.world.time
+    idle = b""
     ready: list[bytes] = []
     clocks: list[tuple[int, bytes]] = []
     for at in range(0, len(listed), _SUBSCRIPTION):
@@ -145,10 +150,24 @@ def _poll_oneoff(guest: Guest, subscriptions: int, out: int, count: int, count_a
             clocks.append((due, struct.pack("<QHBxxxxxQHxxxxxx", userdata, _SUCCESS, _CLOCK, 0, 0)))
             continue
         (fd,) = struct.unpack_from("<I", listed, at + 16)
+        if fd == _IDLE:
+            idle = struct.pack("<QHBxxxxxQHxxxxxx", userdata, _SUCCESS, tag, 1, 0)
+            continue
         known = fd == _STDIN if tag == _FD_READ else fd in {_STDOUT, _STDERR}
         end_of_file = 1 if tag == _FD_READ else 0
         ready.append(struct.pack("<QHBxxxxxQHxxxxxx", userdata, _SUCCESS if known else _BADF, tag, 0, end_of_file))
+    if idle:
+        # The scheduler asks whether something can be read: with a timeout of 0 in passing, else because nothing is left
+        # to run, and its timeout is its next timer.
+        due = min((due for due, _ in clocks), default=-1)
+        if not ready and due != -1 and due <= now:
+            return _events(guest, b"".join(event for at, event in clocks if at <= now), out, count_at)
+        guest.world.idle_deadline = due
+        return _events(guest, b"".join((*ready, idle)), out, count_at)
     due = min((due for due, _ in clocks), default=now)
+    if guest.world.turns:
+        due = now
+        clocks = [(now, event) for _, event in clocks]
     if ready or due <= now or guest.world.initialising:
         ready += [event for at, event in clocks if at <= now or guest.world.initialising]
         return _events(guest, b"".join(ready), out, count_at)

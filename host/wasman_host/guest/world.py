@@ -10,6 +10,7 @@ from attrs import define, field
 __all__ = ["World", "initial_world"]
 
 _INITIAL_TIME = 946_684_800 * 10**9  # 2000-01-01: every instance of a module is initialised at the same moment
+_REMEMBERED = 100  # lines
 _LINE = 64 * 1024  # bytes of output kept for one log line
 _BLOCK = 4096  # random bytes made at once: a guest may ask for hundreds of megabytes in one call
 
@@ -29,6 +30,9 @@ class World:
         output: Called with (1 for stdout or 2 for stderr, line) for every finished line.
         initialising: Whether the module is being initialised: nothing may wait or call then.
         wanted_host: A host call that was made while initialising, or "".
+        idle_deadline: When a scheduler that sleeps in `poll_oneoff` wants to be woken, ns since 1970; -1 for never.
+        said: The last lines that it wrote, to stdout (TinyGo) or stderr (Go): a guest that panics says so there.
+        turns: Whether the guest returns to its host when it has nothing to do: it never sleeps by itself then.
     """
 
     seed: bytes
@@ -37,6 +41,9 @@ class World:
     output: Callable[[int, str], None] = _discard
     initialising: bool = False
     wanted_host: str = ""
+    idle_deadline: int = -1
+    turns: bool = False
+    said: list[str] = field(factory=list)
     _partial: dict[int, bytearray] = field(factory=dict)
     _block: tuple[int, bytes] = (-1, b"")
 
@@ -58,14 +65,19 @@ class World:
         partial += data
         while (end := partial.find(b"\n")) >= 0 or len(partial) > _LINE:
             end = end if 0 <= end <= _LINE else _LINE
-            self.output(stream, partial[:end].decode(errors="replace"))
+            self._say(stream, partial[:end].decode(errors="replace"))
             del partial[: end + (partial[end : end + 1] == b"\n")]
+
+    def _say(self, stream: int, line: str) -> None:
+        self.said.append(line)
+        del self.said[:-_REMEMBERED]
+        self.output(stream, line)
 
     def flush(self) -> None:
         """The guest has ended: hand on what it wrote behind its last line's end."""
         for stream, partial in self._partial.items():
             if partial:
-                self.output(stream, partial.decode(errors="replace"))
+                self._say(stream, partial.decode(errors="replace"))
                 partial.clear()
 
 

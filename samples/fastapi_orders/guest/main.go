@@ -2,7 +2,7 @@
 // the run is cancelled, it undoes what is done, the last first.
 package main
 
-import "wasman.dev/guest"
+import wasman "wasman.dev/guest/v0"
 
 func init() { wasman.Main(fulfil) }
 

@@ -7,8 +7,8 @@
 package main
 
 import (
-	"wasman.dev/guest"
-	"wasman.dev/guest/steps"
+	wasman "wasman.dev/guest/v0"
+	"wasman.dev/guest/v0/steps"
 )
 
 func init() {

@@ -3,7 +3,7 @@ package main
 import (
 	"strconv"
 
-	"wasman.dev/guest"
+	wasman "wasman.dev/guest/v0"
 )
 
 // options is the run's input.

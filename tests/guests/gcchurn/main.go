@@ -10,8 +10,8 @@ import (
 	"runtime"
 	"strconv"
 
-	"wasman.dev/guest"
-	"wasman.dev/guest/steps"
+	wasman "wasman.dev/guest/v0"
+	"wasman.dev/guest/v0/steps"
 )
 
 func init() {

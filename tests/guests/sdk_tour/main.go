@@ -10,7 +10,7 @@ import (
 	"encoding/json"
 	"io"
 
-	"wasman.dev/guest"
+	wasman "wasman.dev/guest/v0"
 )
 
 func init() { wasman.Main(run) }

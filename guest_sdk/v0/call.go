@@ -5,7 +5,7 @@ import (
 	"errors"
 	"strconv"
 
-	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/v0/internal/abi"
 )
 
 // Names of host_call_api that the host answers itself.

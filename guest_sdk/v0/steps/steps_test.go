@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/v0/internal/abi"
 )
 
 var errCrash = errors.New("crash")

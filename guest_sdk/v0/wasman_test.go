@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/v0/internal/abi"
 )
 
 // host plays one for a test: answers by name, and a record of what was asked.

@@ -20,8 +20,8 @@
 package steps
 
 import (
-	"wasman.dev/guest"
-	"wasman.dev/guest/internal/abi"
+	wasman "wasman.dev/guest/v0"
+	"wasman.dev/guest/v0/internal/abi"
 )
 
 // Step is one step, made by Once or Repeat.

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io"
 
-	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/v0/internal/abi"
 )
 
 var (

@@ -1,0 +1,215 @@
+package wasman
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"strconv"
+	"sync"
+
+	"wasman.dev/guest/internal/abi"
+	"wasman.dev/guest/internal/codec"
+)
+
+const inboxSize = 32 << 10
+
+// operation is something that the host was asked for. Its fields are set before done is closed.
+type operation struct {
+	number    uint32
+	name      string
+	done      chan struct{}
+	body      []byte
+	failed    bool
+	cancelled bool // its end was asked for
+}
+
+// run is the one run that lives in this memory.
+var run struct {
+	lock   sync.Mutex // tests run goroutines at the same time; guests do not
+	next   uint32
+	open   map[uint32]*operation
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	reason string // why the run is to be cancelled
+	told   bool   // whether somebody asked for that
+	ended  bool
+	info   Info
+	block  abi.Block
+	in     [inboxSize]byte
+	out    []byte
+}
+
+// Info says which run this is.
+type Info struct {
+	Entry    string `json:"entry"`    // the registered workflow that the application named, or ""
+	Workflow string `json:"workflow"` // the workflow's name in the application
+	ID       string `json:"id"`       // the workflow id
+	Run      string `json:"run"`      // the run id
+	Tenant   string `json:"tenant"`
+}
+
+// CurrentInfo is about this run.
+func CurrentInfo() Info { return run.info }
+
+// Session decodes how the run is bound to the outside world: the session that the application gave at its start.
+func Session[T any]() (T, error) {
+	var session T
+	data, err := pull(abi.Session)
+	if err != nil {
+		return session, err
+	}
+	if err := decode(data, &session); err != nil {
+		return session, errors.New("wasman: the session does not fit: " + err.Error())
+	}
+	return session, nil
+}
+
+// appendFrame begins a command in the outbox; body is called to append what it says. The lock is held.
+func appendFrame(kind uint16, number uint32, body func(b []byte) []byte) {
+	for len(run.out)%8 != 0 {
+		run.out = append(run.out, 0)
+	}
+	at := len(run.out)
+	var head [abi.Header]byte
+	run.out = append(run.out, head[:]...)
+	if body != nil {
+		run.out = body(run.out)
+	}
+	frame := run.out[at:]
+	binary.LittleEndian.PutUint32(frame, uint32(len(frame)))
+	binary.LittleEndian.PutUint32(frame[4:], number)
+	binary.LittleEndian.PutUint16(frame[8:], kind)
+	asked()
+}
+
+// ask issues an operation.
+func ask(kind uint16, name string, body func(b []byte) []byte) *operation {
+	run.lock.Lock()
+	defer run.lock.Unlock()
+	op := &operation{number: run.next, name: name, done: make(chan struct{})}
+	run.next++
+	if run.open == nil {
+		run.open = map[uint32]*operation{}
+	}
+	run.open[op.number] = op
+	appendFrame(kind, op.number, body)
+	return op
+}
+
+// giveUp asks that a call be cut short, or withdraws a receive, which is then never answered.
+func (op *operation) giveUp(withdraw bool) {
+	run.lock.Lock()
+	defer run.lock.Unlock()
+	if run.open[op.number] == nil || op.cancelled {
+		return
+	}
+	op.cancelled = true
+	if withdraw {
+		delete(run.open, op.number)
+	}
+	appendFrame(abi.Cancel, op.number, nil)
+}
+
+// pull reads what is too large for the inbox.
+func pull(number uint32) ([]byte, error) {
+	length := abi.ResultLen(number)
+	if length < 0 {
+		return nil, errors.New("wasman: the host does not give operation " + strconv.Itoa(int(number)) + ": code " + strconv.Itoa(int(length)))
+	}
+	data := make([]byte, length)
+	for at := 0; ; {
+		n := int(abi.ResultRead(number, uint32(at), data[at:]))
+		if n < 0 {
+			return nil, errors.New("wasman: the host does not give operation " + strconv.Itoa(int(number)) + ": code " + strconv.Itoa(n))
+		}
+		if at += n; at >= len(data) {
+			return data, nil
+		}
+	}
+}
+
+// body is what an event says, wherever it is.
+func body(number uint32, flags uint16, frame []byte) []byte {
+	if flags&abi.Pulled == 0 {
+		return append([]byte(nil), frame...)
+	}
+	data, err := pull(number)
+	if err != nil {
+		panic(err.Error())
+	}
+	return data
+}
+
+// take is told of what has happened: events, one behind the other. It runs in a goroutine.
+func take(events []byte) {
+	for len(events) >= abi.Header {
+		length := binary.LittleEndian.Uint32(events)
+		number := binary.LittleEndian.Uint32(events[4:])
+		kind := binary.LittleEndian.Uint16(events[8:])
+		flags := binary.LittleEndian.Uint16(events[10:])
+		frame := events[abi.Header:length]
+		events = events[min(len(events), int(length+7)&^7):]
+		switch kind {
+		case abi.Start:
+			start(flags, frame)
+		case abi.Result, abi.Failed:
+			answer(number, kind == abi.Failed, body(number, flags, frame))
+		case abi.Cancelled:
+			run.told, run.reason = true, string(frame)
+			if run.cancel != nil {
+				run.cancel(&cancelRequest{run.reason})
+			}
+		}
+	}
+}
+
+func answer(number uint32, failed bool, data []byte) {
+	run.lock.Lock()
+	op := run.open[number]
+	delete(run.open, number)
+	run.lock.Unlock()
+	if op != nil {
+		op.body, op.failed = data, failed
+		close(op.done)
+	}
+}
+
+func start(flags uint16, frame []byte) {
+	at := 4 + binary.LittleEndian.Uint32(frame)
+	info := frame[4:at]
+	if err := codec.Unmarshal(info, &run.info); err != nil {
+		panic("wasman: the host's word of the run makes no sense: " + err.Error())
+	}
+	input := body(abi.Input, flags, frame[at:])
+	run.ctx, run.cancel = context.WithCancelCause(context.Background())
+	go func() {
+		workflow, err := chosen(run.info.Entry, run.info.Workflow)
+		var result []byte
+		if err == nil {
+			result, err = workflow(run.ctx, input)
+		}
+		end(result, err)
+	}()
+}
+
+func end(result []byte, err error) {
+	run.lock.Lock()
+	defer run.lock.Unlock()
+	run.ended = true
+	if err == nil {
+		appendFrame(abi.Complete, abi.None, func(b []byte) []byte { return append(b, result...) })
+		return
+	}
+	failure := failureOf(err)
+	appendFrame(abi.Fail, abi.None, func(b []byte) []byte { return append(b, failure...) })
+}
+
+// rest tells the host what the turn has come to; deadline is when the runtime's next timer is due.
+func rest(deadline int64) {
+	run.block.OutLen = uint32(len(run.out))
+	run.block.Deadline = deadline
+	run.block.Flags = 0
+	if !run.ended && deadline < 0 && len(run.open) == 0 {
+		run.block.Flags = 1
+	}
+}

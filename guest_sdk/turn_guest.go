@@ -1,0 +1,31 @@
+//go:build wasip1
+
+package wasman
+
+import (
+	"unsafe"
+
+	"wasman.dev/guest/internal/abi"
+)
+
+func asked() {}
+
+// introduce is what wasman_block does, once, after the initialisation.
+func introduce() uint32 {
+	run.block.InPtr = uint32(uintptr(unsafe.Pointer(&run.in)))
+	run.block.InCap = inboxSize
+	run.block.Deadline = -1
+	run.out = make([]byte, 0, 1024)
+	return uint32(uintptr(unsafe.Pointer(&run.block)))
+}
+
+// begin forgets the commands of the turn before, which the host has read.
+func begin() { run.out = run.out[:0] }
+
+// leave says where this turn's commands are.
+func leave(deadline int64) {
+	rest(deadline)
+	run.block.OutPtr = uint32(uintptr(unsafe.Pointer(unsafe.SliceData(run.out))))
+}
+
+const version = abi.Version

@@ -1,0 +1,108 @@
+//go:build tinygo && wasip1
+
+package wasman
+
+import (
+	"runtime"
+	"unsafe"
+)
+
+// TinyGo's scheduler runs until no goroutine can go on and then, because a reactor has returned to its host, forgets to
+// tell. So one goroutine, the sentinel, lives as long as the run: it is told of what has happened, lets all the others
+// run, and when nothing is left but timers that lie ahead, it stops the scheduler. Exports are entered outside of any
+// goroutine: the collector does not scan that stack, so nothing is held on it, and everything happens in the sentinel.
+//
+// What is taken from the runtime are internals of TinyGo 0.39; a build with another version is refused by wasman build.
+
+type task struct {
+	next, ptr unsafe.Pointer
+	data      uint64
+}
+
+type runtimeTimer struct{ when, period int64 }
+
+type timerNode struct {
+	next  *timerNode
+	timer *runtimeTimer
+}
+
+//go:extern runtime.sleepQueue
+var sleepQueue *task
+
+//go:extern runtime.sleepQueueBaseTime
+var sleepQueueBaseTime int64
+
+//go:extern runtime.timerQueue
+var timerQueue *timerNode
+
+//go:extern runtime.schedulerExit
+var schedulerExit bool
+
+//go:linkname schedulerRunQueue runtime.schedulerRunQueue
+func schedulerRunQueue() *struct{ head, tail unsafe.Pointer }
+
+//go:linkname scheduler runtime.scheduler
+func scheduler(returnAtDeadlock bool)
+
+//go:linkname scheduleTask runtime.scheduleTask
+func scheduleTask(t *task)
+
+//go:linkname currentTask internal/task.Current
+func currentTask() *task
+
+//go:linkname pause internal/task.Pause
+func pause()
+
+//go:linkname ticks runtime.ticks
+func ticks() int64
+
+var (
+	sentinel *task
+	given    uint32
+)
+
+// nextTimer is when the earliest timer is due, or -1.
+func nextTimer() int64 {
+	due := int64(-1)
+	if sleepQueue != nil {
+		due = sleepQueueBaseTime + int64(sleepQueue.data)
+	}
+	if timerQueue != nil && (due < 0 || timerQueue.timer.when < due) {
+		due = timerQueue.timer.when
+	}
+	return due
+}
+
+func watch() {
+	sentinel = currentTask()
+	for {
+		begin()
+		take(run.in[:given])
+		due := nextTimer()
+		for schedulerRunQueue().head != nil || due >= 0 && due <= ticks() {
+			runtime.Gosched()
+			due = nextTimer()
+		}
+		leave(due)
+		schedulerExit = true
+		pause()
+	}
+}
+
+//export wasman_abi
+func exportVersion() int32 { return version }
+
+//export wasman_block
+func exportBlock() uint32 { return introduce() }
+
+//export wasman_turn
+func exportTurn(n uint32) int32 {
+	given = n
+	if sentinel == nil {
+		go watch()
+	} else {
+		scheduleTask(sentinel)
+	}
+	scheduler(true)
+	return 0
+}

@@ -1,0 +1,622 @@
+"""The run of a guest of ABI v1: what has happened is committed, delivered, and a turn of the guest follows.
+
+Between two turns nothing of the guest is on any stack: memory, globals and its open operations (`Operations`) are all
+there is. So a guest can be kept by a snapshot whenever it is at rest, and given up; when something has happened its
+memory is laid under a new guest, and the next turn goes on there. The entries of the log behind the last snapshot are
+delivered again by whoever takes the run over after a crash.
+
+Calls of activities run beside each other, each in a task of its own; this task alone delivers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from attrs import evolve
+from pydantic_core import from_json, to_json
+
+from wasman_host.calls import Calls, GivenUp
+from wasman_host.codec import encoded_delivery
+from wasman_host.errors import Failure, GuestDeadlockError, GuestLimitError, GuestProtocolError
+from wasman_host.guest import abi_v1
+from wasman_host.guest.abi_v1 import Block, Exchange, MalformedError
+from wasman_host.guest.live import Ended
+from wasman_host.guest.module import TURN
+from wasman_host.machine import CANCELLED
+from wasman_host.operations import Operations
+from wasman_host.oplog import Delivery
+from wasman_host.options import Options
+from wasman_host.payload import Payload
+from wasman_host.wake import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from anyio.abc import TaskGroup
+
+    from wasman_host.activity import ActivityDefinition
+    from wasman_host.codec import PayloadCodec
+    from wasman_host.events import EventKind
+    from wasman_host.guest.live import Trapped
+    from wasman_host.instance import Instance
+    from wasman_host.machine import Machine, Proposal
+    from wasman_host.operations import Asked
+    from wasman_host.record import Cancel, KeptSignal
+    from wasman_host.store.protocol import Key
+
+__all__ = ["Turns"]
+
+_EVENT = 24  # bytes of the inbox that an event takes at least
+_POLITE = 64  # repeated turns between two turns of the event loop
+_LINGER = 2.0  # seconds that a guest with nothing to do is kept in memory for what may come
+_AHEAD = 10.0  # seconds until its deadline from which on that is worth it
+_UNREGISTERED = 5.0  # seconds until somebody looks again whether an activity is registered
+_TICKS = 1000  # turns in a row that do nothing but count time, until that is said
+_LEVELS = ((8, logging.ERROR), (4, logging.WARNING), (0, logging.INFO))
+
+
+class _Ended(Exception):  # noqa: N818  not an error of the host
+    """The guest has trapped, or exited."""
+
+    def __init__(self, outcome: Ended | Trapped) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+class Turns:
+    """Lives one run from turn to turn.
+
+    Attributes:
+        operations: What the guest has asked for and was not answered yet.
+        exchange: What the guest pulls and flushes.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_block",
+        "_evicting",
+        "_instance",
+        "_mail",
+        "_most",
+        "_problem",
+        "_ready",
+        "_resting",
+        "_running",
+        "_sleep",
+        "_spent",
+        "_stirred",
+        "_tasks",
+        "_ticks",
+        "_turns",
+        "_unregistered",
+        "_writing",
+        "exchange",
+        "operations",
+    )
+
+    def __init__(self, instance: Instance, block: int, state: Mapping[str, Any] | None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            instance: Whose run it is; its guest is loaded.
+            block: Where the guest says what it wants.
+            state: What its snapshot holds of the operations; None for a run that begins anew.
+        """
+        self._instance = instance
+        self._block = block
+        self._most = abi_v1.INBOX // _EVENT - 2  # of one turn: a cancel and the deadline may come with them
+        self.exchange = Exchange(self._log, turns=True)
+        self.operations = Operations() if state is None else Operations.of_state(state, self.exchange)
+        self._turns = 0  # since the last snapshot
+        self._spent = 0.0  # seconds of processor time since then
+        self._ticks = 0
+        self._resting = state is not None
+        self._running: dict[int, anyio.CancelScope] = {}
+        self._unregistered: set[str] = set()
+        self._ready: list[Delivery] = []
+        self._mail: Sequence[KeptSignal] = ()
+        self._problem: Exception | None = None
+        self._evicting = False
+        self._writing: anyio.Event | None = None
+        self._tasks: TaskGroup | None = None
+        self._stirred = False
+        self._sleep: anyio.CancelScope | None = None
+        self._answer: Answer[None] | None = None
+
+    @property
+    def _machine(self) -> Machine:
+        return self._instance.machine
+
+    @property
+    def _key(self) -> Key:
+        return self._instance.key
+
+    # From outside
+
+    @property
+    def is_in_activity(self) -> bool:
+        """Whether an activity is under way."""
+        return bool(self._running)
+
+    def stir(self) -> None:
+        """Something may have happened: look."""
+        self._stirred = True
+        if self._answer is not None:
+            self._answer.set(None)
+        if self._sleep is not None:
+            self._sleep.cancel()
+
+    def signalled(self, signals: Sequence[KeptSignal]) -> None:
+        """There are signals in the mail."""
+        self._mail = signals
+        self.stir()
+
+    def evict(self) -> bool:
+        """Keep the guest, and give its memory up, as soon as it waits; False where it does not."""
+        if self._answer is None and self._sleep is None:
+            return False
+        self._evicting = True
+        self.stir()
+        return True
+
+    # The run
+
+    async def run(self) -> None:
+        """Deliver, and let the guest have its turns, until it has ended its run."""
+        problem: Exception | None = None
+        try:
+            await self._repeat()
+        except _Ended as ended:
+            problem = ended
+        if problem is None and self.operations.end is None:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                try:
+                    while self.operations.end is None:
+                        self._begin_calls()
+                        await self._deliver(*await self._happened())
+                except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
+                    problem = error
+                tasks.cancel_scope.cancel()
+        self._tasks = None
+        if isinstance(problem, _Ended):
+            await self._instance.fail(self._instance.failure_of(problem.outcome))
+        elif problem is not None:
+            raise problem
+        else:
+            await self._end()
+
+    async def _repeat(self) -> None:
+        """What the log holds beyond the snapshot, or all of it."""
+        machine = self._machine
+        if not self._resting:
+            await self._turn([Delivery("start")])
+        repeated = 0
+        while self.operations.end is None and (entry := machine.next_entry()) is not None:
+            deliveries = [await self._loaded(delivery) for delivery in entry.deliveries]
+            self.operations.answered(deliveries)
+            await self._turn(deliveries)
+            repeated += 1
+            if repeated % _POLITE == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def _loaded(self, delivery: Delivery) -> Delivery:
+        if delivery.payload is None:
+            return delivery
+        return evolve(delivery, payload=await self._instance.loaded(delivery.payload))
+
+    async def _end(self) -> None:
+        end = self.operations.end
+        early = self._machine.finished_early()
+        if early is not None:
+            raise early
+        if isinstance(end, abi_v1.CompleteCommand):
+            limit = self._machine.pinned.limits.request
+            if len(end.result) > limit:
+                message = (
+                    f"the guest of {self._key} gives a result of {len(end.result):,} bytes and may give {limit:,}; "
+                    f"raise the limit and unblock, or terminate it"
+                )
+                raise GuestLimitError(message, "request")
+            await self._instance.finish(Payload.of(end.result or b"null"))
+        elif isinstance(end, abi_v1.FailCommand):
+            await self._instance.fail(_failure_by(end.failure))
+
+    # A turn
+
+    async def _turn(self, deliveries: Sequence[Delivery]) -> None:
+        """Give the guest what has happened, and take what it asks for."""
+        guest, machine = self._instance.guest, self._machine
+        assert guest is not None, "the guest was loaded"
+        self._resting = False
+        began = time.thread_time()
+        guest.world.time = machine.time
+        block = Block.read(guest, self._block)
+        given = self._events(deliveries, block.capacity)
+        if not guest.write(block.inbox, given):
+            raise self._protocol(f"has its inbox at {block.inbox:#x}, which is not inside its memory")
+        guest.enter(TURN, (len(given),))
+        outcome = guest.resume()
+        if not isinstance(outcome, Ended):
+            outcome = await self._instance.driven(outcome)
+        if not isinstance(outcome, Ended) or not outcome.values:
+            raise _Ended(outcome)
+        if outcome.values[0]:
+            raise self._protocol(f"gives {outcome.values[0]} for a turn, and 0 means that all is well")
+        block = Block.read(guest, self._block)
+        outbox = guest.view(block.outbox, block.length)
+        if outbox is None:
+            raise self._protocol(f"has its outbox at {block.outbox:#x}, which is not inside its memory")
+        try:
+            if self.exchange.flushed:
+                self.operations.take(self.exchange.take_flushed(), machine)
+            self.operations.take(outbox, machine)
+        except MalformedError as error:
+            raise self._protocol(str(error)) from error
+        self.operations.deadline, self.operations.stuck = block.deadline, block.stuck
+        self._turns += 1
+        self._spent += time.thread_time() - began
+        self._resting = True
+
+    def _protocol(self, what: str) -> GuestProtocolError:
+        message = (
+            f"the guest of {self._key} {what}; docs/abi.md says what a guest may do. Its data is untouched: mend the "
+            f"guest's SDK, or terminate it"
+        )
+        return GuestProtocolError(message)
+
+    def _events(self, deliveries: Sequence[Delivery], room: int) -> bytes:
+        parts: list[bytes] = []
+        for delivery in deliveries:
+            pulled, body = False, b""
+            match delivery.kind:
+                case "result":
+                    assert delivery.payload is not None, "a result has a payload"
+                    body = delivery.payload.content
+                    part, pulled = abi_v1.event(abi_v1.RESULT, delivery.operation, body, room)
+                case "failed":
+                    body = to_json(delivery.failure.as_json() if delivery.failure else None)
+                    part, pulled = abi_v1.event(abi_v1.FAILED, delivery.operation, body, room)
+                case "start":
+                    part = self._start(room)
+                case "cancel":
+                    reason = delivery.failure.message if delivery.failure else ""
+                    part, _ = abi_v1.event(abi_v1.CANCEL, abi_v1.NO_OPERATION, reason.encode()[: abi_v1.INLINE], room)
+                case _:
+                    part, _ = abi_v1.event(abi_v1.FIRED, abi_v1.NO_OPERATION, b"", room)
+            if pulled:
+                self.exchange.untaken[delivery.operation] = (body, delivery.kind == "failed")
+            parts.append(part)
+            room -= len(part)
+        return b"".join(parts)
+
+    def _start(self, room: int) -> bytes:
+        machine, pinned = self._machine, self._machine.pinned
+        assert machine.input is not None, "every run has an input"
+        info = {
+            "entry": pinned.entry,
+            "workflow": pinned.workflow,
+            "id": machine.id,
+            "run": machine.run,
+            "tenant": machine.tenant,
+        }
+        return abi_v1.start_event(to_json(info), machine.input.content, room)
+
+    def pulls(self) -> None:
+        """What the run was started with is here: the guest may read it."""
+        machine = self._machine
+        self.exchange.input = machine.input.content if machine.input is not None else b"null"
+        self.exchange.session = machine.session.content if machine.session is not None else b"null"
+
+    def _log(self, level: int, message: str, attributes: bytes) -> None:
+        if self._machine.replaying:
+            return
+        try:
+            more = from_json(attributes) if attributes else {}
+        except ValueError:
+            more = {"attributes": attributes.decode(errors="replace")}
+        words = " ".join((message, *(f"{name}={value!r}" for name, value in more.items()))) if more else message
+        to = next((python for least, python in _LEVELS if level >= least), logging.DEBUG)
+        self._instance.log.log(to, "%s", words)
+
+    # What happens
+
+    async def _happened(self) -> tuple[list[Delivery], Cancel | None]:
+        """Wait until there is something to deliver: what, and a cancel that the guest is to be told of with it."""
+        instance, operations = self._instance, self.operations
+        while True:
+            self._stirred = False
+            if self._problem is not None:
+                raise self._problem
+            if self._mail:
+                await self._take_mail()
+            deliveries = self._ready[: self._most]
+            del self._ready[: self._most]
+            deliveries += await self._signals(self._most - len(deliveries))
+            cancel = instance.cancel
+            if cancel is not None:
+                failure = Failure(CANCELLED, cancel.reason)
+                deliveries.append(Delivery("cancel", failure=failure, message=cancel.message))
+            due = operations.deadline
+            if due >= 0 and instance.now() >= due:
+                deliveries.append(Delivery("fired"))
+            if deliveries:
+                return deliveries, cancel
+            if self._evicting:
+                self._evicting = False
+                await self._give_memory_up()
+            elif not self._stirred:
+                await self._wait(due)
+
+    async def _wait(self, due: int) -> None:
+        """Until something stirs, or `due` comes; a guest that has nothing to do for long is handed back meanwhile."""
+        instance, operations = self._instance, self.operations
+        if not self._running:
+            if due < 0 and not operations.open:
+                raise self._deadlock()
+            if self._unregistered:
+                await self._wait_for_worker()
+        instance.rests()
+        try:
+            if self._running and due < 0:
+                self._answer = Answer()
+                await self._answer.wait()
+                return
+            lingers = not self._running and (due < 0 or due - instance.now() > int(_AHEAD * 1e9))
+            with anyio.CancelScope() as self._sleep, anyio.move_on_after(_LINGER if lingers else None) as linger:
+                await (anyio.sleep_forever() if due < 0 else instance.sleep_until(due))
+            if linger.cancelled_caught and not self._stirred:
+                self._evicting = True
+        finally:
+            self._answer = self._sleep = None
+
+    def _deadlock(self) -> GuestDeadlockError:
+        told = self._machine.record.cancel
+        message = (
+            f"the guest of {self._key} can never go on: its workflow has not returned, and it waits for no activity, "
+            f"no signal and no timer; its goroutines wait for each other"
+            f"{', and somebody has asked that it be cancelled' if told is not None else ''}. "
+            f"Mend the guest, then terminate this run and start it anew"
+        )
+        return GuestDeadlockError(message)
+
+    async def _take_mail(self) -> None:
+        signals, self._mail = self._instance.unheard(self._mail), ()
+        if signals:
+            await self.commit(lambda: self._machine.signalled(signals))
+
+    async def _signals(self, room: int) -> list[Delivery]:
+        """Signals that were kept, for receives that wait for them: the oldest first."""
+        kept = self._machine.record.signals
+        found: list[Delivery] = []
+        if not kept:
+            return []
+        taken: set[str] = set()
+        for asked in self.operations.receives():
+            signal = next((one for one in kept if one.name == asked.name and one.message not in taken), None)
+            if signal is not None and len(found) < room:
+                taken.add(signal.message)
+                payload = signal.payload
+                if payload.data is None:
+                    payload = await self._instance.loaded(payload)
+                found.append(Delivery("result", asked.number, evolve(payload, blob=""), message=signal.message))
+        return found
+
+    # Delivering
+
+    async def _deliver(self, deliveries: list[Delivery], cancel: Cancel | None) -> None:
+        """Make it durable, then give it to the guest."""
+        instance, machine, operations = self._instance, self._machine, self.operations
+        self._resting = False  # what is durable from here on is not in the guest's memory yet
+        operations.answered(deliveries)
+        logged = deliveries
+        if instance.codec is not None:
+            logged = [
+                one if one.payload is None or one.payload.codec else encoded_delivery(one, instance.codec)
+                for one in deliveries
+            ]
+        now = instance.now()
+        under_way = [(asked.number, asked.name) for asked in operations.calls()] if machine.takeovers else ()
+        await self.commit(lambda: machine.delivered(logged, now, cancel, under_way))
+        if any(one.payload is not None and (one.payload.data is None or one.payload.codec) for one in deliveries):
+            deliveries = [await self._loaded(one) for one in deliveries]
+        if instance.guest is None:
+            await instance.revive()
+        await self._turn(deliveries)
+        self._count_ticks(deliveries)
+        for number in operations.cancelled:
+            if number in self._running:
+                self._running[number].cancel()
+        if operations.end is None and instance.keeps(self._turns, self._spent):
+            await self.keep()
+
+    def _count_ticks(self, deliveries: Sequence[Delivery]) -> None:
+        only_time = len(deliveries) == 1 and deliveries[0].kind == "fired" and not self._machine.has_asked
+        self._ticks = self._ticks + 1 if only_time else 0
+        if self._ticks and self._ticks % _TICKS == 0:
+            text = (
+                f"the guest of {self._key} has had {self._ticks:,} turns in a row only because time went by: perhaps a "
+                f"ticker that nobody stops; each is written to the store"
+            )
+            self._instance.log.warning("%s", text)
+
+    async def commit(self, make: Callable[[], Proposal]) -> None:
+        """Make durable what `make` gives, when nothing else is being written; calls do so beside the deliveries."""
+        while self._writing is not None:
+            await self._writing.wait()
+        self._writing = writing = anyio.Event()
+        try:
+            await self._instance.commit(make())
+        finally:
+            self._writing = None
+            writing.set()
+
+    # Calls
+
+    def _begin_calls(self) -> None:
+        """Begin the calls that were asked for, each in a task of its own."""
+        if len(self._running) >= len(self.operations.open):
+            return
+        waiting = {delivery.operation for delivery in self._ready}
+        assert self._tasks is not None, "calls are made while the run goes on"
+        self._unregistered.clear()
+        for asked in self.operations.calls():
+            if asked.number in self._running or asked.number in waiting:
+                continue
+            call = _ConcurrentCall(self, self._instance, asked)
+            if self._instance.activity(asked.name) is None:
+                self._unregistered.add(asked.name)
+                continue
+            call.calls.check(asked)
+            self._running[asked.number] = scope = anyio.CancelScope()
+            self._tasks.start_soon(self._perform, call, asked, scope)
+
+    async def _perform(self, call: _ConcurrentCall, asked: Asked, scope: anyio.CancelScope) -> None:
+        try:
+            delivery: Delivery | None = None
+            with scope:
+                delivery = await call.calls.perform(asked.number, asked, asked.asked)
+            if delivery is None:
+                known = self._machine.open_operation(asked.number)
+                attempt = known.attempts if known is not None else 0
+                failure = Failure(CANCELLED, "the guest has cancelled it", None, asked.name, attempt)
+                delivery = Delivery("failed", asked.number, failure=failure)
+            self._ready.append(delivery)
+        except Exception as error:  # noqa: BLE001  the run's own task raises it
+            self._problem = error
+        finally:
+            self._running.pop(asked.number, None)
+            self.stir()
+
+    async def _wait_for_worker(self) -> None:
+        """Nobody here has some of the activities: the instance is given up for a while, for whoever has them."""
+        instance = self._instance
+        asked = next(one for one in self.operations.calls() if one.name in self._unregistered)
+        reason = f"activity {asked.name!r} is registered with no worker that has seen it; start one that has it"
+        instance.report("waiting", logging.WARNING, f"{self._key} waits: {reason}", activity=asked.name, reason=reason)
+        await self.keep()
+        wake = instance.now() + int(_UNREGISTERED * 1e9)
+        await self.commit(lambda: self._machine.waits(asked.number, asked.name, reason, wake))
+        raise GivenUp
+
+    # At rest
+
+    async def keep(self) -> None:
+        """Keep the guest as it is, if it is at rest and in memory: nothing that it has done is done again."""
+        instance = self._instance
+        if instance.guest is None or not self._resting:
+            return
+        await instance.keep({"turns": self.operations.state(self.exchange)}, self.commit)
+        self._turns, self._spent = 0, 0.0
+
+    async def _give_memory_up(self) -> None:
+        """Keep the guest and close it; where nothing is under way, the store has the instance until something is."""
+        instance, due = self._instance, self.operations.deadline
+        await self.keep()
+        if self._running or self._ready:
+            instance.close_guest()
+            return
+        wake = None if due < 0 else due
+        waits_for = self.operations.waits_for()
+        await self.commit(lambda: self._machine.sleeps(wake, waits_for))
+        instance.report("released", logging.DEBUG, f"run {instance.run} of {self._key} is released: it waits")
+        raise GivenUp
+
+
+class _ConcurrentCall:
+    """What `Calls` need of a run whose calls are made beside each other."""
+
+    __slots__ = ("_asked", "_instance", "_turns", "calls")
+
+    def __init__(self, turns: Turns, instance: Instance, asked: Asked) -> None:
+        self._turns, self._instance, self._asked = turns, instance, asked
+        self.calls = Calls(self)
+
+    @property
+    def key(self) -> Key:
+        return self._instance.key
+
+    @property
+    def machine(self) -> Machine:
+        return self._instance.machine
+
+    @property
+    def cancel(self) -> Cancel | None:
+        return None  # the guest decides what a cancel means for its calls
+
+    @property
+    def codec(self) -> PayloadCodec | None:
+        return self._instance.codec
+
+    @property
+    def reports(self) -> bool:
+        return self._instance.reports
+
+    @property
+    def is_written_beside(self) -> bool:
+        return False  # all commits of the run go through `Turns.commit`, one after the other
+
+    def report(
+        self, kind: EventKind, level: int, text: str, *, activity: str = "", attempt: int = 0, reason: str = ""
+    ) -> None:
+        self._instance.report(kind, level, text, activity=activity, attempt=attempt, reason=reason)
+
+    def activity(self, name: str) -> ActivityDefinition | None:
+        definition = self._instance.activity(name)
+        if definition is None or not self._asked.options:
+            return definition
+        return Options.read(self._asked.options).applied(definition)
+
+    def now(self) -> int:
+        return self._instance.now()
+
+    def sleep_until(self, time: int) -> Awaitable[None]:
+        return self._instance.sleep_until(time)
+
+    def require_lease(self) -> None:
+        self._instance.require_lease()
+
+    async def commit(self, proposal: Proposal) -> None:
+        await self._instance.commit(proposal)
+
+    async def propose(self, make: Callable[[], Proposal]) -> None:
+        # What the guest cancels must not leave a commit whose outcome nobody knows.
+        with anyio.CancelScope(shield=True):
+            await self._turns.commit(make)
+
+    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+        if self._asked.number not in self._turns.operations.open:
+            return False
+        await self.propose(propose)
+        return True
+
+    async def settled(self) -> None:
+        return
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._instance.soon(callback)
+
+    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._instance.beside(work)
+
+    async def loaded(self, payload: Payload) -> Payload:
+        return await self._instance.loaded(payload)
+
+    def waiting(self, *, until: int | None) -> None:
+        """The run's own task says for what it waits."""
+
+    def resumed(self) -> None:
+        """The run's own task gives the answer to the guest."""
+
+
+def _failure_by(data: bytes) -> Failure:
+    """What the guest says of its own failure; what is no JSON is the message."""
+    try:
+        given = json.loads(data)
+        return Failure.of_json({"type": "Error", **given})
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return Failure("Error", data.decode(errors="replace"))
