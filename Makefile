@@ -6,6 +6,7 @@
 #   make mutants  brings each defect of the original back, and expects the tests to notice
 #   make faults   a run disturbed at every operation of its store, and its rescuer as well
 #   make soak     workers killed 200 times (SEED=... repeats one)
+#   make programs  200 programs of goroutines, kept at every turn or never: the same, byte for byte (COUNT=..., SEED=...)
 #   make leaks    10,000 guests restored, grown, kept and evicted: nothing is left behind
 #   make fuzz     100,000 hostile guests (COUNT=..., SEED=...)
 #   make bench    the figures
@@ -40,7 +41,7 @@ UV_VERSION = 0.13.9
 UV = .cache/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
-.PHONY: help demo test check mutants faults soak bench bench-peers format docs guests lock clean env leaks fuzz fuzz-corpus
+.PHONY: help demo test check mutants faults soak bench bench-peers format docs guests lock clean env programs leaks fuzz fuzz-corpus
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -91,6 +92,9 @@ faults: env
 
 soak: env
 	$(VENV)/bin/python -m tests.faults.soak --kills 200 $(if $(SEED),--seed $(SEED))
+
+programs: env
+	WASMAN_PROGRAMS=$(or $(COUNT),200) WASMAN_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/engine/test_zero_replay.py -k asyncio
 
 leaks: env
 	WASMAN_LEAKS=1 $(VENV)/bin/python -m pytest -q tests/engine/test_eviction.py -k "leak_nothing and asyncio"

@@ -30,6 +30,7 @@ from benchmarks import (
     sdk_overhead,
     streams,
     takeover,
+    turns,
     waking,
 )
 from benchmarks.measure import machine
@@ -53,6 +54,7 @@ def main() -> int:
         *listing.measure(),
         *parked.measure(),
         *takeover.measure(),
+        *turns.measure(),
         waking.measure(),
         code_cache.measure(),
         process_start.measure(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wasmtime import wat2wasm
 
-__all__ = ["asking", "calling", "large", "streaming"]
+__all__ = ["asking", "calling", "large", "programs", "streaming"]
 
 _CALLING = """(module
  (import "env" "host_call_api" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
@@ -105,3 +107,8 @@ def large(functions: int = 2500) -> bytes:
 def asking() -> bytes:
     """`run(n)`, n from 100,000 to 999,999, calls the activity "step" with n and returns the number that it gives."""
     return bytes(wat2wasm(_ASKING))
+
+
+def programs() -> Path:
+    """Guests of ABI v1 by TinyGo, from the tests."""
+    return Path(__file__).resolve().parent.parent / "tests" / "guests" / "programs_tinygo.wasm"

@@ -27,6 +27,7 @@ def importers(of: str, *folders: Path) -> set[str]:
         str(path.relative_to(ROOT))
         for folder in folders
         for path in folder.rglob("*.py")
+        if "template" not in path.parts  # an application, which `wasman new` writes
         if any(name == of or name.startswith(f"{of}.") for name in imported(path))
     }
 

@@ -2,7 +2,7 @@
 
     python -m tools.build_asyncified             build all, write each module with its digest
     python -m tools.build_asyncified --check     build all into a temporary folder and compare, byte for byte
-    python -m tools.build_asyncified --digests   only compare the committed modules with their digests; needs no compiler
+    python -m tools.build_asyncified --digests   only compare the committed modules with their digests
 
 By exactly these compilers, which are no part of the environment that `make env` makes:
 

@@ -33,35 +33,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from wasman_sdk._build.flags import GO, MEDDLING, TINYGO, TINYGO_VERSION
+
 ROOT = Path(__file__).resolve().parent.parent
 
-TINYGO_VERSION = "0.39.0"
 GO_TOOLCHAIN = "go1.26.8"
 
-TINYGO_REACTOR = (
-    "-target=wasip1",
-    "-buildmode=c-shared",  # exports run, besides _initialize
-    "-scheduler=none",  # re-entrant guests must have none: package steps refuses to build otherwise
-    "-stack-size=64KB",
-    "-opt=2",
-    "-no-debug",
-)
-# Guests of ABI v1: their goroutines are kept in memory between turns, so their stacks are small. Function names stay,
-# for backtraces; DWARF does not.
-TINYGO_TURNS = (
-    "-target=wasip1",
-    "-buildmode=c-shared",
-    "-scheduler=asyncify",
-    "-stack-size=16KB",
-    "-opt=z",
-    "-no-debug",
-)
-GO_TURNS = ("-trimpath", "-buildvcs=false", "-buildmode=c-shared", "-ldflags=-w -buildid=")
+# Programs of tests, which use no SDK; all other guests are built as `wasman build` builds them.
 TINYGO_COMMAND = ("-target=wasip1", "-scheduler=asyncify", "-stack-size=64KB", "-opt=z", "-no-debug")
 GO_COMMAND = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=")
-
-# What of a developer's settings would change a build.
-MEDDLING = ("GOROOT", "GOARCH", "GOOS", "GOEXPERIMENT", "GOWASM", "GOTOOLCHAIN", "TINYGOROOT", "WASMOPT")
 
 
 @dataclass(frozen=True)
@@ -86,14 +66,14 @@ class Guest:
 
 
 GUESTS = (
-    Guest("samples/fastapi_orders/order.wasm", "samples/fastapi_orders/guest", "tinygo", TINYGO_REACTOR),
-    Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO_REACTOR),
-    Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO_REACTOR),
-    Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO_REACTOR),
-    Guest("tests/guests/saga_tinygo.wasm", "tests/guests/saga", "tinygo", TINYGO_TURNS),
-    Guest("tests/guests/saga_go.wasm", "tests/guests/saga", "go", GO_TURNS, compressed=True),
-    Guest("tests/guests/programs_tinygo.wasm", "tests/guests/programs", "tinygo", TINYGO_TURNS),
-    Guest("tests/guests/programs_go.wasm", "tests/guests/programs", "go", GO_TURNS, compressed=True),
+    Guest("samples/fastapi_orders/order.wasm", "samples/fastapi_orders/guest", "tinygo", TINYGO["v0"]),
+    Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO["v0"]),
+    Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO["v0"]),
+    Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO["v0"]),
+    Guest("tests/guests/saga_tinygo.wasm", "tests/guests/saga", "tinygo", TINYGO["v1"]),
+    Guest("tests/guests/saga_go.wasm", "tests/guests/saga", "go", GO["v1"], compressed=True),
+    Guest("tests/guests/programs_tinygo.wasm", "tests/guests/programs", "tinygo", TINYGO["v1"]),
+    Guest("tests/guests/programs_go.wasm", "tests/guests/programs", "go", GO["v1"], compressed=True),
     Guest("tests/guests/mixed_tinygo.wasm", "tests/guests/mixed", "tinygo", TINYGO_COMMAND),
     Guest("tests/guests/mixed_go.wasm", "tests/guests/mixed", "go", GO_COMMAND, compressed=True),
 )
@@ -169,7 +149,7 @@ def build(guest: Guest, compilers: Compilers, folder: Path) -> bytes:
     environment = build_environment()
     if guest.compiler == "go":
         environment |= {"GOOS": "wasip1", "GOARCH": "wasm"}
-    elif guest.flags is TINYGO_TURNS:
+    elif guest.flags is TINYGO["v1"]:
         environment |= {"WASMOPT": str(ROOT / "guest_sdk" / "tools" / "wasm-opt")}
     command = [
         compilers.go if guest.compiler == "go" else compilers.tinygo,

@@ -123,12 +123,12 @@ class HistoryEvent:
         time: The guest's time from there on.
         kind: "start" (the input), "session", "result" (of an activity, or a signal that was received), "failed" (an
             activity), "fired" (a timer), "cancel" (the guest was told of one), or what ended the run from outside:
-            "terminate", "timed_out".
+            "terminate", "timed_out". "dropped" stands for entries that were not kept.
         operation: The number of the operation that it answers, or None.
         name: The activity's or the signal's name; for a timer how long it was, in nanoseconds; "" else.
         size: Bytes handed over, as they are stored.
         codec: What they were encoded by; "" else.
-        failure: How the activity failed, or why the run was ended; "" else.
+        failure: How the activity failed, why the run was ended, or which entries were dropped; "" else.
     """
 
     entry: int
@@ -142,14 +142,18 @@ class HistoryEvent:
 
 
 def events_of(entries: Sequence[Entry]) -> list[HistoryEvent]:
-    names = [operation.name for entry in entries for operation in entry.issued]
+    names = {
+        entry.operations - len(entry.issued) + place: operation.name
+        for entry in entries
+        for place, operation in enumerate(entry.issued)
+    }
     return [
         HistoryEvent(
             entry=entry.n,
             time=_time(entry.time),
             kind=delivery.kind,
             operation=None if delivery.operation < 0 else delivery.operation,
-            name=names[delivery.operation] if 0 <= delivery.operation < len(names) else "",
+            name=names.get(delivery.operation, ""),
             size=delivery.payload.size if delivery.payload else 0,
             failure="" if delivery.failure is None else str(delivery.failure),
             codec=delivery.payload.codec if delivery.payload else "",

@@ -20,6 +20,7 @@ from wasman_host.payload import Payload
 from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.seal import Address, seal
+from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import Store, open_store
 from wasman_host.store.protocol import Key
 from wasman_sdk._handlers import FallbackHandler, definitions, fallback_definition
@@ -65,6 +66,7 @@ class Engine:
         max_guests: int | None = None,
         max_guest_memory: int = 2 * 1024**3,
         max_sync_activities: int = 40,
+        archive: int | None = None,
         tenant: str = "default",
     ) -> None:
         """Nothing is opened yet; see `from_path` and `from_bytes`.
@@ -81,6 +83,8 @@ class Engine:
             max_guests: How many stay, the least recently used go first; by default as many as the kernel allows.
             max_guest_memory: Bytes that they may have written together, evicted likewise beyond it.
             max_sync_activities: How many sync activities run at once, in threads.
+            archive: How many log entries of an instance are kept that it needs no more, the newest ones, for `history`;
+                None for all, as long as the instance is there.
             tenant: Whose instances they are.
 
         Raises:
@@ -96,6 +100,7 @@ class Engine:
         # Looked at now, so that a mistake shows where it was made and not when the engine is entered.
         definitions(activities, resources, Threads(max_sync_activities))
         self._residency = Residency(max_guests, max_guest_memory)
+        self._snapshots = SnapshotPolicy(archive=archive)
         self._instances: dict[str, direct.DirectInstance] = {}
         self._locks: dict[str, anyio.Lock] = defaultdict(partial(anyio.Lock, fast_acquire=True))
         self._host: HostEngine | None = None
@@ -130,6 +135,7 @@ class Engine:
                 self.store,
                 definitions(activities, resources, threads),
                 residency=self._residency,
+                snapshots=self._snapshots,
                 fallback=answers or None,
             )
             await self._host.module(self._digest)

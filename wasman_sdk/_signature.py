@@ -61,6 +61,8 @@ class Signature:
         owner: The class that the method stands in, or "".
         payload: The parameter that takes what the guest sent, or "".
         payload_has_default: Whether it is left at its default where the guest sent nothing.
+        request: The payload's type, NoneType without one.
+        result: The type of what it returns.
         injected: What the worker gives, by parameter.
         read: The payload of the guest's bytes. Raises `ApplicationError`.
         write: The bytes of a result. Raises `ApplicationError`.
@@ -70,6 +72,8 @@ class Signature:
     owner: str
     payload: str
     payload_has_default: bool
+    request: Any
+    result: Any
     injected: Mapping[str, Injected]
     read: Callable[[bytes], Any]
     write: Callable[[Any], bytes]
@@ -96,6 +100,7 @@ def signature_of(function: Callable[..., Any], name: str, names: Mapping[str, An
     if owner and parameters and parameters[0].name not in hints and _is_positional(parameters[0]):
         bound = parameters.pop(0).name
     payload, payload_has_default = "", False
+    request: Any = type(None)
     read: Callable[[bytes], Any] = _nothing
     injected: dict[str, Injected] = {}
     for place, parameter in enumerate(parameters):
@@ -112,7 +117,7 @@ def signature_of(function: Callable[..., Any], name: str, names: Mapping[str, An
         if place == 0:
             reader = _reader(hint, name, parameter.name, has_class=kind is not None)
             if reader is not None:
-                payload, payload_has_default, read = parameter.name, has_default, reader
+                payload, payload_has_default, request, read = parameter.name, has_default, hint, reader
                 continue
         if kind is not None and not _is_data(kind):
             if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):
@@ -126,8 +131,9 @@ def signature_of(function: Callable[..., Any], name: str, names: Mapping[str, An
                 f"parameter {parameter.name!r} is a second payload; a guest sends one, and what is injected is "
                 f"annotated with its class",
             )
-    write = _writer(hints.get("return", Any), name)
-    return Signature(bound, owner, payload, payload_has_default, injected, read, write)
+    result = hints.get("return", Any)
+    write = _writer(result, name)
+    return Signature(bound, owner, payload, payload_has_default, request, result, injected, read, write)
 
 
 def _refuse(name: str, problem: str) -> NoReturn:

@@ -15,6 +15,7 @@ import anyio
 from wasman_host.engine import Engine
 from wasman_host.errors import InvalidArgumentError
 from wasman_host.residents import Residency
+from wasman_host.snapshot import SnapshotPolicy
 from wasman_sdk import _collector
 from wasman_sdk._client import Client
 from wasman_sdk._handlers import definitions, fallback_definition
@@ -69,6 +70,7 @@ class Worker:
         max_guest_memory: int = 2 * 1024**3,
         max_activities: int | None = None,
         max_sync_activities: int = 40,
+        archive: int | None = None,
         graceful_shutdown_timeout: timedelta = timedelta(seconds=10),
         lease_seconds: float = 10.0,
         tune_gc: bool = True,
@@ -100,6 +102,8 @@ class Worker:
             max_activities: How many attempts of activities run at once; None for as many as guests call. The others
                 wait, in the order of their calls.
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
+            archive: How many log entries of a run are kept that it needs no more, the newest ones, for `history`; None
+                for all, as long as the instance is there.
             graceful_shutdown_timeout: When the worker is left in order, how long activities that have begun may take to
                 end, so that their answers are kept; what has not ended then begins again elsewhere.
             lease_seconds: After this time without a sign of life others take over.
@@ -113,10 +117,12 @@ class Worker:
         """
         self.client: Client = Client.connect(client) if isinstance(client, str) else client
         self.workflows: tuple[Workflow[Any, Any], ...] = tuple(workflows)
+        self.activities: tuple[Callable[..., Any], ...] = tuple(activities)
         self._interceptors = checked(interceptors, WorkerInterceptor)
         self._queues = tuple(queues)
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
+        self._snapshots = SnapshotPolicy(archive=archive)
         self._lease = lease_seconds
         if max_activities is not None and max_activities < 1:
             message = f"max_activities is a number from 1 on, or None for no limit, not {max_activities!r}"
@@ -125,7 +131,6 @@ class Worker:
         self._most = max_activities
         self._tune_gc = tune_gc
         self._grace = graceful_shutdown_timeout.total_seconds()
-        self._functions = tuple(activities)
         self._resources = resources if callable(resources) else tuple(resources)
         self._streams = tuple(streams)
         self._fallback, self._fallback_retry = fallback, fallback_retry or RetryPolicy()
@@ -153,7 +158,7 @@ class Worker:
         fallback = None
         if self._fallback is not None:
             fallback = fallback_definition(self._fallback, self._fallback_retry, threads, room, self._interceptors)
-        return definitions(self._functions, resources, threads, room, self._interceptors), fallback
+        return definitions(self.activities, resources, threads, room, self._interceptors), fallback
 
     async def _opened(self, stack: contextlib.AsyncExitStack) -> Sequence[object]:
         """The resources, which `stack` closes."""
@@ -188,6 +193,7 @@ class Worker:
                 max_instances=self._max_instances,
                 lease=self._lease,
                 residency=self._residency,
+                snapshots=self._snapshots,
                 fallback=fallback,
                 codec=self.client.codec,
                 observers=[one.on_event for one in self._interceptors if listens(one)],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wasman_host.errors import GuestLimitError
+from wasman_host.guest.memory import PAGE, changed, image_of
+from wasman_host.images import Restored
 from wasman_host.seal import Address, seal
 from wasman_host.snapshot import Delta, encode_delta, runs_of
 from wasman_host.store.protocol import Key
@@ -91,6 +93,14 @@ class Checkpoints:
             )
             raise GuestLimitError(message, "stored")
         return proposal
+
+    def restored(self, guest: Guest) -> Restored:
+        """What restoring the last snapshot gives, made of the guest itself, which is as that holds it."""
+        assert self.last is not None, "the guest was kept"
+        memory = guest.memory()
+        runs = [(first * PAGE, (first + count) * PAGE) for first, count in changed(b"", memory)]
+        image = image_of(len(memory), [(begin, memory[begin:end]) for begin, end in runs])
+        return Restored(image, self.last.globals, self.last.state, self._baseline.touched)
 
     def kept(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> None:
         """A snapshot of the guest as it is, which holds `changed` beyond the last one, is durable."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from attrs import evolve, frozen
 
+from wasman_host.archive import Archive
 from wasman_host.errors import (
     BlockedError,
     ConcurrentExecutionError,
@@ -24,9 +25,9 @@ from wasman_host.errors import (
 from wasman_host.guest.limits import check_stack
 from wasman_host.machine import Machine, Terminating
 from wasman_host.mail import SIGNAL, signal_body
-from wasman_host.oplog import EMPTY_CHAIN, encode_tail, open_entries
+from wasman_host.oplog import encode_tail
 from wasman_host.record import Record
-from wasman_host.seal import Address, digest_of, seal, unseal
+from wasman_host.seal import Address, seal, unseal
 from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
 from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail, sealed_record, unread_end
 
@@ -128,24 +129,23 @@ def unreadable(stored: Stored) -> BlockedError:
 async def history(store: Store, stored: Stored) -> list[Entry]:
     """The log of the run as the record counts it, decoded, and checked against the record's chain of digests.
 
-    Payloads too large to be stored in their entry come without their bytes.
+    What has left the log is read from the run's archive; where that was dropped, one entry with a delivery of kind
+    "dropped" stands for it. Payloads too large to be stored in their entry come without their bytes.
 
     Raises:
         CorruptSnapshotError: The record or an entry is damaged or missing.
         UnsupportedStateError: A newer wasman wrote one of them.
     """
-    tail, key = open_tail(stored), stored.key
-    open_record(stored)
-    rows = await store.read(stored.run, 0, tail.entries)
-    present = [n for n, _ in rows] == list(range(tail.entries))
-    entries = open_entries(key.tenant, key.id, stored.run, rows, EMPTY_CHAIN) if present else []
-    if not present or (digest_of(rows[-1][1]) if rows else EMPTY_CHAIN) != tail.chain:
-        message = (
-            f"the log of run {stored.run} of {key} holds {len(rows)} entries, not the {tail.entries} that its record "
-            f"was written over; restore it from a backup, then unblock"
-        )
-        raise CorruptSnapshotError(message)
-    return entries
+    tail, archive = open_tail(stored), open_record(stored).archive
+    while True:
+        try:
+            return await Archive(store, stored.key, stored.run).history(tail, archive)
+        except CorruptSnapshotError:
+            # Its worker may have let entries leave the log since `stored` was read: they are looked for again.
+            newer = await load(store, stored.key, stored.run)
+            if open_record(newer).archive == archive:
+                raise
+            tail, archive = open_tail(newer), open_record(newer).archive
 
 
 async def load_payload(store: Store, stored: Stored, payload: Payload) -> Payload:

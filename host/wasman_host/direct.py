@@ -201,6 +201,7 @@ class DirectInstance(Instance):
             held, changed = checkpoints.holds(guest), checkpoints.changed(guest)
             await self.commit(self.snapshot(guest, held, changed))
             checkpoints.kept(guest, held, changed)
+            await self.trim(self.propose)
         except ExecutionFailed:
             await self._undone()
             raise
@@ -241,6 +242,7 @@ class DirectInstance(Instance):
         address = Address(self.key.tenant, self.key.id, self.run, "snapshot", name)
         sealed = seal(address, encode_delta(delta), deflate=self._store.deflates)
         await self.commit(machine.checkpoint(name, sealed, chain))
+        await self.trim(self.propose)
 
     def _checked(self, entry: str, arguments: Sequence[int]) -> str:
         found = self._engine.entry(self._module, entry)

@@ -24,6 +24,7 @@ import anyio
 import anyio.lowlevel
 from attrs import evolve
 
+from wasman_host.archive import Archive
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -798,13 +799,13 @@ class Instance:
                     await self._engine.checkpointed(self)
                 return 0
             case abi_v1.StreamRead(name=name, view=view):
-                moved = await self._streams.download(self.machine, view, name)
+                moved = await self._streams.read(self.machine, view, name)
                 return abi_v1.UNKNOWN if moved is None else moved
             case abi_v1.StreamWrite(name=name, view=view):
-                if view and self.machine.upload_closed:
-                    return abi_v1.NOT_ALLOWED
-                moved = await self._streams.upload(self.machine, view, name)
-                return abi_v1.UNKNOWN if moved is None else moved
+                moved = await self._streams.write(self.machine, view, name)
+                if moved is None:
+                    return abi_v1.UNKNOWN
+                return abi_v1.NOT_ALLOWED if moved < 0 else moved
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):
@@ -890,6 +891,14 @@ class Instance:
         await commit(lambda: self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(commit)
+
+    def park(self) -> None:
+        """Give up the memory of a guest that is kept as it is; the process holds its image, while there is room."""
+        guest, checkpoints, snapshot = self.guest, self.checkpoints, self.machine.record.snapshot
+        if guest is not None and checkpoints is not None and checkpoints.last is not None and snapshot is not None:
+            self._engine.images.hold(snapshot.deltas[-1][1], checkpoints.restored(guest))
+        self.close_guest()
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
@@ -905,6 +914,20 @@ class Instance:
         await self.commit(self.snapshot(guest, held, changed))
         checkpoints.kept(guest, held, changed)
         self._streams.token = token
+        await self.trim(self.propose)
+
+    async def trim(self, commit: Callable[[Callable[[], Proposal]], Awaitable[None]]) -> None:
+        """Let what the newest snapshot has made superfluous leave the log.
+
+        Args:
+            commit: Makes durable, and then true, what the function that it is given proposes.
+        """
+        machine, policy = self.machine, self._engine.snapshots
+        archive = Archive(self._store, self.key, self.run)
+        while (entries := machine.superfluous(policy.chunk)) is not None:
+            chunk = await archive.leaving(entries, machine.record.archive)
+            dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
+            await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
 
     def _suspendable(self, guest: Guest) -> bool:
         """Whether the stack of the guest, which is parked, can be unwound where it is."""
@@ -1223,6 +1246,7 @@ class Instance:
             entries=entries,
             blobs=blobs,
             drops=proposal.drops,
+            cuts=proposal.cuts,
             consumes=proposal.consumes,
         )
 

@@ -23,17 +23,28 @@ from attrs import evolve, field, frozen
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, Tail, chained, encode_entry, entry_address
 from wasman_host.payload import Payload
-from wasman_host.record import Cancel, KeptSignal, OpenOperation, Pinned, Publishing, Record, SnapshotReference
+from wasman_host.record import (
+    ArchiveReference,
+    Cancel,
+    KeptSignal,
+    OpenOperation,
+    Pinned,
+    Publishing,
+    Record,
+    SnapshotReference,
+)
 from wasman_host.seal import Address, digest_of, seal
-from wasman_host.store.protocol import Blob, Status
+from wasman_host.store.protocol import Blob, Key, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from wasman_host.archive import Chunk
 
 __all__ = ["Machine", "Proposal", "Terminating", "create"]
 
 _STATE_VERSION = 2
+_NOTHING: frozenset[str] = frozenset()
 CANCELLED = "Cancelled"  # the type of the failure by which a guest is told, and by which it says that it honours it
 
 
@@ -47,6 +58,7 @@ class Proposal:
         entries: Sealed log entries to append.
         blobs: Blobs to keep.
         drops: Blobs that nothing names any more.
+        cuts: Log entries to delete.
         consumes: Mail that it takes.
         delivered: What is logged for the guest.
         keeps_owner: False where the worker gives the instance up with this commit.
@@ -60,6 +72,7 @@ class Proposal:
     entries: Sequence[tuple[int, bytes]] = ()
     blobs: Sequence[Blob] = ()
     drops: Sequence[str] = ()
+    cuts: range = range(0)
     consumes: Sequence[str] = ()
     delivered: Sequence[Delivery] = ()
     keeps_owner: bool = True
@@ -126,6 +139,17 @@ def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None], 
     ]
 
 
+def _weighed(deliveries: Sequence[Delivery], blobs: Sequence[Blob]) -> Sequence[Delivery]:
+    """The deliveries with what the blobs of their payloads take, for whoever drops them."""
+    sizes = {blob.name: len(blob.data) for blob in blobs}
+    return [
+        evolve(delivery, payload=evolve(delivery.payload, sealed=sizes[delivery.payload.blob]))
+        if delivery.payload is not None and delivery.payload.blob in sizes
+        else delivery
+        for delivery in deliveries
+    ]
+
+
 def _size(blobs: Iterable[Blob]) -> int:
     return sum(len(blob.data) for blob in blobs)
 
@@ -177,6 +201,9 @@ class Machine:
         random: Bytes it has drawn from its random stream.
         kept: A result that was larger than the guest's buffer and waits for the same call with a larger one.
         last_failure: The failure of the last call, for guests that ask.
+        closed: The sinks that such a guest has closed.
+        positions: How far each stream is, by its name, for guests that name them (ABI v1); all of them together are
+            `read` and `written`.
         upload_closed: Whether the guest has closed its upload.
         result: What the guest gave by `wasman.result`, if it did.
         input: What the run was started with.
@@ -194,6 +221,7 @@ class Machine:
         "_past",
         "_unlogged",
         "_unwritten",
+        "closed",
         "crc",
         "entry",
         "id",
@@ -201,6 +229,7 @@ class Machine:
         "kept",
         "last_failure",
         "pinned",
+        "positions",
         "random",
         "read",
         "record",
@@ -234,6 +263,8 @@ class Machine:
         self.random = 0
         self.kept: Kept | None = None
         self.last_failure: Failure | None = None
+        self.positions: dict[str, int] | None = None
+        self.closed = _NOTHING
         self.upload_closed = False
         self.result: Payload | None = None
         self.input: Payload | None = None
@@ -274,6 +305,7 @@ class Machine:
         self._count, self._digest = state["operations"], bytes.fromhex(state["digest"])
         self.kept = state["kept"] and Kept(*state["kept"])
         self.upload_closed = state["upload_closed"]
+        self.positions, self.closed = state.get("positions"), frozenset(state.get("closed", ()))
         self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
         failure = state["last_failure"]
         self.last_failure = failure and Failure.of_json(failure)
@@ -301,6 +333,8 @@ class Machine:
         }
         if self._unlogged:
             state["unlogged"] = [operation.decode() for operation in self._unlogged]
+        if self.positions is not None:
+            state |= {"positions": dict(self.positions), "closed": sorted(self.closed)}
         return state
 
     @property
@@ -637,6 +671,53 @@ class Machine:
             drops=drops,
         )
 
+    def superfluous(self, chunk: int) -> range | None:
+        """The next log entries to leave the log, a whole piece of the archive; entry 0 among the first of them stays.
+
+        Args:
+            chunk: How many they are, where none has left yet.
+        """
+        snapshot, archive = self.record.snapshot, self.record.archive
+        if snapshot is None or self._past:
+            return None
+        # A result that is kept, now or soon, is read again by its entry, and that one's digest comes after another.
+        needed = (snapshot.entry if self.kept is None else min(snapshot.entry, self.kept.entry)) - 1
+        start, size = (0, chunk) if archive is None else (archive.stop, archive.chunk)
+        return range(start, start + size) if start + size <= needed else None
+
+    def archived(self, chunk: Chunk, dropped: Sequence[Chunk], *, keeps: bool) -> Proposal:
+        """Let entries leave the log.
+
+        Args:
+            chunk: They.
+            dropped: What the archive shall keep no longer, oldest first.
+            keeps: Whether the archive is to have anything; where it still has, they are kept, to be dropped later.
+        """
+        before, entries = self.record.archive, chunk.entries
+        size = before.size if before is not None else 0
+        start = before.start if before is not None else 0
+        drops: list[str] = []
+        for old in dropped:
+            drops += (old.name, *old.payloads)
+            size -= old.stored
+            start = old.entries.stop
+        blobs: Sequence[Blob] = ()
+        if keeps or start < entries.start:
+            blobs = (chunk.blob(Key(self.tenant, self.id), self.run, deflate=self._deflate),)
+            size += _size(blobs) + sum(chunk.payloads.values())
+        else:
+            drops += chunk.payloads
+            start = entries.stop
+        archive = ArchiveReference(start, entries.stop, chunk.chain.hex(), len(entries), size)
+        freed = sum(len(sealed) for _, sealed in chunk.rows) + sum(chunk.payloads.values())
+        return Proposal(
+            evolve(self.record, archive=archive),
+            evolve(self.tail, stored=self.tail.stored - freed),
+            blobs=blobs,
+            drops=drops,
+            cuts=range(max(1, entries.start), entries.stop),
+        )
+
     def blocked(self, error: BlockedError) -> Proposal:
         """Stand still until somebody unblocks it."""
         record = evolve(self.record, status=Status.BLOCKED, reason=str(error), error=type(error).__name__)
@@ -705,20 +786,18 @@ class Machine:
         """Log `deliveries` and change the record's fields, if there are any to change."""
         tail = self.tail
         n, time = tail.entries, max(now, tail.time + 1)
-        large = [delivery.payload for delivery in deliveries if delivery.payload and not delivery.payload.inline]
-        if large:
+        blobs: Sequence[Blob] = ()
+        if any(delivery.payload and not delivery.payload.inline for delivery in deliveries):
             deliveries = [
                 evolve(delivery, payload=_placed(delivery.payload, f"payload-{n}-{place}"))
                 for place, delivery in enumerate(deliveries)
             ]
-        encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
-        sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
-        stored = tail.stored + len(sealed)
-        blobs: Sequence[Blob] = ()
-        if large:
             payloads = [delivery.payload for delivery in deliveries]
             blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
-            stored += _size(blobs)
+            deliveries = _weighed(deliveries, blobs)
+        encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
+        sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
+        stored = tail.stored + len(sealed) + _size(blobs)
         return Proposal(
             evolve(self.record, **changes) if changes else None,
             Tail(n + 1, time, stored, digest_of(sealed)),

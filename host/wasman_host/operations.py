@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wasman_host.guest.abi_v1 import (
     CallCommand,
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Operations"]
 
 
-@frozen
-class Asked:
+class Asked(NamedTuple):
     """An operation without an answer.
 
     Attributes:
@@ -82,20 +79,21 @@ class Operations:
         for command in commands(given):
             if self.end is not None:
                 return
-            match command:
-                case CallCommand(number, name, options, request):
-                    self._check_number(number, machine)
-                    sent = request if not options else b"\0".join((options, request))
-                    machine.issue("call", name, hashlib.sha256(sent).hexdigest())
-                    self.open[number] = Asked(number, "call", name, request, options, machine.time)
-                case ReceiveCommand(number, name):
-                    self._check_number(number, machine)
-                    machine.issue("receive", name, "")
-                    self.open[number] = Asked(number, "receive", name, b"", b"", machine.time)
-                case CancelCommand(number):
-                    self._cancel(number, machine)
-                case _:
-                    self.end = command
+            if type(command) is CallCommand:
+                number, name, options, request = command
+                self._check_number(number, machine)
+                sent = request if not options else b"\0".join((options, request))
+                machine.issue("call", name, hashlib.sha256(sent).hexdigest())
+                self.open[number] = Asked(number, "call", name, request, options, machine.time)
+            elif isinstance(command, ReceiveCommand):
+                number, name = command
+                self._check_number(number, machine)
+                machine.issue("receive", name, "")
+                self.open[number] = Asked(number, "receive", name, b"", b"", machine.time)
+            elif isinstance(command, CancelCommand):
+                self._cancel(command.operation, machine)
+            elif isinstance(command, (CompleteCommand, FailCommand)):
+                self.end = command
 
     @staticmethod
     def _check_number(number: int, machine: Machine) -> None:
@@ -148,8 +146,17 @@ class Operations:
             "cancelled": sorted(self.cancelled),
             "deadline": self.deadline,
             "stuck": self.stuck,
+            "end": self._end(),
             "untaken": [[number, _text(data), failed] for number, (data, failed) in exchange.untaken.items()],
         }
+
+    def _end(self) -> list[str] | None:
+        match self.end:
+            case CompleteCommand(result):
+                return ["complete", _text(result)]
+            case FailCommand(failure):
+                return ["fail", _text(failure)]
+        return None
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], exchange: Exchange) -> Operations:
@@ -157,6 +164,9 @@ class Operations:
         found = cls()
         for number, kind, name, request, options, asked in state["open"]:
             found.open[number] = Asked(number, kind, name, _data(request), _data(options), asked)
+        if state["end"] is not None:
+            kind, said = state["end"]
+            found.end = CompleteCommand(_data(said)) if kind == "complete" else FailCommand(_data(said))
         found.cancelled = set(state["cancelled"])
         found.deadline, found.stuck = state["deadline"], state["stuck"]
         exchange.untaken = {number: (_data(data), failed) for number, data, failed in state["untaken"]}

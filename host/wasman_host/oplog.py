@@ -54,7 +54,8 @@ class Tail:
     Attributes:
         entries: How many log entries there are.
         time: The guest's clock: the time of the last entry, ns since 1970.
-        stored: Bytes that the run has stored: its entries, payloads and the snapshots that are still named.
+        stored: Bytes that the run has stored: its entries and their payloads, as far as they have not left for the
+            archive, and the snapshots that are still named.
         chain: Digest of the last entry, which names all entries before it.
     """
 

@@ -27,6 +27,7 @@ class Payload:
         data: The bytes; None where only the reference has been read so far.
         blob: The name under which a large payload is kept with its run; "" for any other.
         stated: What was stored as its sha256, in hex; "" where its bytes are here, or are sealed with what names them.
+        sealed: Bytes that its blob takes; 0 where that was not written down, or there is none.
     """
 
     size: int
@@ -35,6 +36,7 @@ class Payload:
     data: bytes | None = field(default=None, repr=False)
     blob: str = ""
     stated: str = field(default="", eq=False)
+    sealed: int = field(default=0, eq=False)
 
     @classmethod
     def of(cls, data: bytes, content_type: str = JSON) -> Payload:
@@ -84,6 +86,8 @@ class Payload:
             fields["codec"] = self.codec
         if self.blob:
             fields["blob"], fields["sha256"] = self.blob, self.digest
+        if self.sealed:
+            fields["sealed"] = self.sealed
         return fields
 
     @classmethod
@@ -95,4 +99,5 @@ class Payload:
             str(fields.get("codec", "")),
             blob=str(fields.get("blob", "")),
             stated=str(fields.get("sha256", "")),
+            sealed=int(fields.get("sealed", 0)),
         )

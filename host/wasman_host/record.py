@@ -22,6 +22,7 @@ from wasman_host.payload import Payload
 from wasman_host.store.protocol import CLOSED, Status
 
 __all__ = [
+    "ArchiveReference",
     "Cancel",
     "KeptSignal",
     "Limits",
@@ -52,7 +53,8 @@ class Limits:
             divided by how many tables it has.
         stack: Bytes that its calls may nest, 64 KiB to 64 MiB.
         turn_seconds: Processor time from one host call that waits to the next.
-        stored: Bytes that the run may have stored: log, payloads and snapshots.
+        stored: Bytes that the run may have stored to go on from: log, payloads and snapshots. What has left its log for
+            the archive does not count, or a run that lives for ever would reach any limit.
         request: Bytes that the guest may send at once: a request, its result.
         response: Bytes that it may be given at once: a response, its input, its session, a signal.
         signals: Signals that may wait for it to receive them; more are refused to whoever sends them.
@@ -268,6 +270,25 @@ class SnapshotReference:
 
 
 @frozen
+class ArchiveReference:
+    """What has left the run's log because a snapshot made it superfluous; entry 0 stays in the log.
+
+    Attributes:
+        start: The first entry that the archive holds; those before it were dropped. 0 where none was.
+        stop: One more than the last one: where the log goes on.
+        chain: Digest of the last entry that has left the log, in hex.
+        chunk: How many entries each piece of the archive has.
+        size: Bytes of the archive, with the large payloads of its entries.
+    """
+
+    start: int
+    stop: int
+    chain: str
+    chunk: int
+    size: int
+
+
+@frozen
 class Publishing:
     """A finished run's sinks, decided but perhaps not yet published.
 
@@ -297,6 +318,7 @@ class Record:
         undelivered: Mail that was accepted and not given to the guest before the run closed: (id, kind).
         cancel: What the guest was told, or is to be told with its next call, or None.
         signals: Those that it has not received yet, the oldest first.
+        archive: What has left its log, or None.
         created: When the run was created, ns since 1970.
         closed: When it was closed, or None.
     """
@@ -317,6 +339,7 @@ class Record:
     closed: int | None = None
     cancel: Cancel | None = None
     signals: Sequence[KeptSignal] = ()
+    archive: ArchiveReference | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -354,6 +377,8 @@ def encode_record(record: Record) -> bytes:
         fields["cancel"] = asdict(record.cancel)
     if record.signals:
         fields["signals"] = [signal.as_json() for signal in record.signals]
+    if record.archive is not None:
+        fields["archive"] = asdict(record.archive)
     head = to_json(fields)
     body = record.result.content if record.result is not None and record.result.inline else b""
     # What is pinned is encoded once a run: a record is written at every step.
@@ -397,6 +422,8 @@ def decode_record(data: bytes, place: str) -> Record:
         if fields.get("cancel"):
             fields["cancel"] = Cancel(**fields["cancel"])
         fields["signals"] = tuple(KeptSignal.of_json(given) for given in fields.get("signals", ()))
+        if fields.get("archive"):
+            fields["archive"] = ArchiveReference(**fields["archive"])
         fields["failure"] = fields["failure"] and Failure.of_json(fields["failure"])
         if fields["publishing"]:
             sinks = fields["publishing"]["sinks"]

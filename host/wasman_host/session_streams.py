@@ -1,4 +1,8 @@
-"""The source and the sink of one run: opened when its guest first uses them, at the offsets where the guest stands."""
+"""The sources and sinks of one run: opened when its guest first uses them, at the offsets where the guest stands.
+
+Guests of ABI v0 have one of each, without a name; how far they are is `Machine.read` and `written`. Those of ABI v1
+name them, and `Machine.positions` says how far each is.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class SessionStreams:
         require_lease: Raises where this worker may no longer write.
     """
 
-    __slots__ = ("_meter", "_require_lease", "_sink", "_source", "_types", "token")
+    __slots__ = ("_meter", "_readers", "_require_lease", "_sink", "_source", "_types", "_writers", "token")
 
     def __init__(self, types: StreamTypes, require_lease: Callable[[], None]) -> None:
         self._types = types
@@ -42,6 +46,8 @@ class SessionStreams:
         self._source: SourceReader | None = None
         self._sink: SinkWriter | None = None
         self._meter: Meter | None = None
+        self._readers: dict[str, SourceReader] = {}
+        self._writers: dict[str, SinkWriter] = {}
         self.token: Mapping[str, Any] | None = None  # of the snapshot that the guest was restored from, or the newest
 
     def now(self, machine: Machine, view: memoryview, *, upload: bool) -> int | None:
@@ -96,11 +102,11 @@ class SessionStreams:
             self._meter = Meter(self._types.progress, machine.id)
         return self._meter
 
-    async def download(self, machine: Machine, view: memoryview, wanted: str = "") -> int | None:
+    async def download(self, machine: Machine, view: memoryview) -> int | None:
         """Fill `view` from the source; how many bytes, or None where the session has no such source."""
         sources = machine.pinned.sources
         name = _only(sources, "download")
-        if name is None or (wanted and wanted != name):
+        if name is None:
             return None
         if self._source is None:
             self._source = await self._types.open_source(sources[name])
@@ -111,10 +117,10 @@ class SessionStreams:
         self._tell_download(machine, last=count < len(view))
         return count
 
-    async def upload(self, machine: Machine, view: memoryview, wanted: str = "") -> int | None:
+    async def upload(self, machine: Machine, view: memoryview) -> int | None:
         """Write `view` to the sink; how many bytes, or None where the session has no such sink."""
         name = _only(machine.pinned.sinks, "upload")
-        if name is None or (wanted and wanted != name):
+        if name is None:
             return None
         if not view:
             machine.upload_closed = True
@@ -125,13 +131,81 @@ class SessionStreams:
             await sink.write(machine.written, view)
         return self._uploaded(machine, view)
 
+    # Guests that name their streams
+
+    async def read(self, machine: Machine, view: memoryview, name: str) -> int | None:
+        """Fill `view` from the source `name`, "" for the only one; how many bytes, or None where there is none such."""
+        sources = machine.pinned.sources
+        found = _named(sources, name)
+        if found is None:
+            return None
+        source = self._readers.get(found)
+        if source is None:
+            source = self._readers[found] = await self._types.open_source(sources[found])
+        positions = _positions(machine)
+        at = positions.get(found, 0)
+        count = source.read_now(at, view)
+        if count is None:
+            count = await source.read_into(at, view)
+        positions[found] = at + count
+        machine.read += count
+        if (meter := self._metered(machine)) is not None:
+            last = count < len(view)
+            meter.moved(found, "download", at + count, at + count if last else source.length, last=last)
+        return count
+
+    async def write(self, machine: Machine, view: memoryview, name: str) -> int | None:
+        """Write `view` to the sink `name`, "" for the only one; how many bytes, or None where there is none such.
+
+        Nothing closes it, and then it takes no more: that gives -1.
+        """
+        found = _named(machine.pinned.sinks, name)
+        if found is None:
+            return None
+        positions = _positions(machine)
+        if not view:
+            machine.closed = frozenset({*machine.closed, found})
+            return 0
+        if found in machine.closed:
+            return -1
+        sink = await self._named_sink(machine, found)
+        at = positions.get(found, 0)
+        self._require_lease()
+        if not sink.write_now(at, view):
+            await sink.write(at, view)
+        positions[found] = at + len(view)
+        machine.crc = isal_zlib.crc32(view, machine.crc)
+        machine.written += len(view)
+        if (meter := self._metered(machine)) is not None:
+            meter.moved(found, "upload", at + len(view), None, last=False)
+        return len(view)
+
+    async def _named_sink(self, machine: Machine, name: str) -> SinkWriter:
+        sink = self._writers.get(name)
+        if sink is None:
+            token = (self.token or {}).get(name)
+            sink = self._writers[name] = await self._types.open_sink(machine.pinned.sinks[name], machine.run, token)
+        return sink
+
+    # At a snapshot, and at the end
+
     async def _opened_sink(self, machine: Machine, name: str) -> SinkWriter:
         if self._sink is None:
             self._sink = await self._types.open_sink(machine.pinned.sinks[name], machine.run, self.token)
         return self._sink
 
     async def sync(self, machine: Machine) -> Mapping[str, Any] | None:
-        """Make what was written so far durable, before a snapshot counts on it; the sink's token for it."""
+        """Make what was written so far durable, before a snapshot counts on it; the sink's token for it.
+
+        Of a guest that names its sinks it is their tokens, by name.
+        """
+        if machine.positions is not None:
+            tokens = {}
+            for each in machine.pinned.sinks:
+                if machine.positions.get(each):
+                    named = await self._named_sink(machine, each)
+                    tokens[each] = _bounded(await named.sync(machine.positions[each]), each)
+            return tokens or None
         name = _only(machine.pinned.sinks, "upload")
         if name is None or not machine.written:
             return None
@@ -140,6 +214,8 @@ class SessionStreams:
 
     async def finished(self, machine: Machine) -> Publishing | None:
         """The guest has ended: what is to be published, all of it durable."""
+        if machine.positions is not None:
+            return await self._named_finished(machine, machine.positions)
         name = _only(machine.pinned.sinks, "upload")
         if name is None:
             return None
@@ -149,14 +225,30 @@ class SessionStreams:
         self._tell_upload(machine, last=True)
         return Publishing({name: (length, digest, _bounded(token, name))})
 
+    async def _named_finished(self, machine: Machine, positions: Mapping[str, int]) -> Publishing | None:
+        sinks = {}
+        for name in machine.pinned.sinks:
+            sink = await self._named_sink(machine, name)
+            length = positions.get(name, 0)
+            digest, token = await sink.finish(length)
+            sinks[name] = (length, digest, _bounded(token, name))
+            if (meter := self._metered(machine)) is not None:
+                meter.moved(name, "upload", length, length, last=True)
+        return Publishing(sinks) if sinks else None
+
     async def publish(self, machine: Machine) -> None:
         """Give the sinks their names; after a crash again, which changes nothing."""
         publishing = machine.record.publishing
         assert publishing is not None, "a publishing run knows its sinks"
         written, self._sink = self._sink, None  # still open, unless the run comes back here
+        named, self._writers = self._writers, {}
         await self.close()
         for name, (length, digest, token) in publishing.sinks.items():
-            sink = written or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            sink = (
+                named.pop(name, None)
+                or written
+                or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            )
             try:
                 self._require_lease()
                 await sink.publish(length, digest, token)
@@ -165,12 +257,17 @@ class SessionStreams:
 
     async def discard(self, machine: Machine) -> None:
         """A run without a result leaves no part behind."""
-        name = _only(machine.pinned.sinks, "upload")
-        if name is None:
-            return
+        for name in machine.pinned.sinks:
+            await self._discard(machine, name)
+
+    async def _discard(self, machine: Machine, name: str) -> None:
         written, self._sink = self._sink, None  # it may know what only it has begun
         try:
-            sink = written or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            sink = (
+                self._writers.pop(name, None)
+                or written
+                or await self._types.open_sink(machine.pinned.sinks[name], machine.run, None)
+            )
             try:
                 await sink.discard()
             finally:
@@ -186,6 +283,25 @@ class SessionStreams:
         sink, self._sink = self._sink, None
         if sink is not None:
             await sink.close()
+        readers, self._readers = self._readers, {}
+        writers, self._writers = self._writers, {}
+        for reader in readers.values():
+            await reader.close()
+        for writer in writers.values():
+            await writer.close()
+
+
+def _positions(machine: Machine) -> dict[str, int]:
+    if machine.positions is None:
+        machine.positions = {}
+    return machine.positions
+
+
+def _named(streams: Mapping[str, StreamSpec], name: str) -> str | None:
+    """The stream called `name`; "" is the only one there is."""
+    if not name and len(streams) == 1:
+        return next(iter(streams))
+    return name if name in streams else None
 
 
 def _only(streams: Mapping[str, StreamSpec], name: str) -> str | None:

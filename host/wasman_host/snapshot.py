@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from pydantic_core import from_json, to_json
 
-from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
+from wasman_host.errors import CorruptSnapshotError, InvalidArgumentError, UnsupportedStateError
 from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _VERSION = 1
 
 @frozen
 class SnapshotPolicy:
-    """When a guest that can be kept as it waits is, and a chain of deltas is merged into one over the module's image.
+    """When a guest is kept as it waits, a chain of deltas merged into one over the image, and the log behind it cut.
 
     Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
     differs from the image again.
@@ -36,12 +36,26 @@ class SnapshotPolicy:
         seconds: And after so much processor time.
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.
+        chunk: Log entries that leave the live log together, once a snapshot has made them superfluous. A run keeps the
+            number that it began with.
+        archive: How many of them are kept for `history`, the newest ones, as whole chunks; None for all.
     """
 
     turns: int = 32
     seconds: float = 0.05
     max_chain: int = 16
     max_bytes: int = 16 * 1024 * 1024
+    chunk: int = 256
+    archive: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Raises `InvalidArgumentError`."""
+        if self.archive is not None and (type(self.archive) is not int or self.archive < 0):
+            message = f"archive is how many log entries are kept, from 0 on, or None for all, not {self.archive!r}"
+            raise InvalidArgumentError(message)
+        if self.chunk < 2:  # noqa: PLR2004  entry 0 stays in the log, and a chunk of nothing else would have no end
+            message = f"a chunk of an archive has 2 entries or more, not {self.chunk}"
+            raise InvalidArgumentError(message)
 
     def folds(self, snapshot: SnapshotReference | None) -> bool:
         """Whether the next delta is taken over the image, and not over `snapshot`."""

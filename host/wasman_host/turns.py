@@ -5,7 +5,9 @@ there is. So a guest can be kept by a snapshot whenever it is at rest, and given
 memory is laid under a new guest, and the next turn goes on there. The entries of the log behind the last snapshot are
 delivered again by whoever takes the run over after a crash.
 
-Calls of activities run beside each other, each in a task of its own; this task alone delivers.
+Calls of activities run beside each other, each in a task of its own, and one task delivers. Where one call is all that
+the guest waits for, the delivering task makes it itself, which saves a task a call; when something else happens
+meanwhile, another task takes the delivering over.
 """
 
 from __future__ import annotations
@@ -76,16 +78,20 @@ class Turns:
     """
 
     __slots__ = (
+        "_alone",
         "_answer",
         "_block",
         "_evicting",
+        "_finished",
         "_instance",
         "_mail",
         "_most",
         "_problem",
         "_ready",
         "_resting",
+        "_role",
         "_running",
+        "_said",
         "_sleep",
         "_spent",
         "_stirred",
@@ -94,6 +100,7 @@ class Turns:
         "_turns",
         "_unregistered",
         "_writing",
+        "_written",
         "exchange",
         "operations",
     )
@@ -108,9 +115,11 @@ class Turns:
         """
         self._instance = instance
         self._block = block
+        self._said: Block | None = None  # after the last turn
         self._most = abi_v1.INBOX // _EVENT - 2  # of one turn: a cancel and the deadline may come with them
         self.exchange = Exchange(self._log, turns=True)
         self.operations = Operations() if state is None else Operations.of_state(state, self.exchange)
+        self.exchange.open = self.operations.open
         self._turns = 0  # since the last snapshot
         self._spent = 0.0  # seconds of processor time since then
         self._ticks = 0
@@ -121,8 +130,12 @@ class Turns:
         self._mail: Sequence[KeptSignal] = ()
         self._problem: Exception | None = None
         self._evicting = False
-        self._writing: anyio.Event | None = None
+        self._writing = False
+        self._written: anyio.Event | None = None  # set when it is, for those who wait to write as well
         self._tasks: TaskGroup | None = None
+        self._alone: int | None = None  # the call that the delivering task is in
+        self._role = 0  # which task delivers
+        self._finished: anyio.Event | None = None  # set by a task that has taken over, at the end
         self._stirred = False
         self._sleep: anyio.CancelScope | None = None
         self._answer: Answer[None] | None = None
@@ -145,6 +158,11 @@ class Turns:
     def stir(self) -> None:
         """Something may have happened: look."""
         self._stirred = True
+        if self._alone is not None and self._tasks is not None:
+            self._alone = None
+            self._role += 1
+            self._finished = self._finished or anyio.Event()
+            self._tasks.start_soon(self._take_over)
         if self._answer is not None:
             self._answer.set(None)
         if self._sleep is not None:
@@ -157,7 +175,7 @@ class Turns:
 
     def evict(self) -> bool:
         """Keep the guest, and give its memory up, as soon as it waits; False where it does not."""
-        if self._answer is None and self._sleep is None:
+        if self._answer is None and self._sleep is None and self._alone is None:
             return False
         self._evicting = True
         self.stir()
@@ -176,9 +194,10 @@ class Turns:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 try:
-                    while self.operations.end is None:
-                        self._begin_calls()
-                        await self._deliver(*await self._happened())
+                    await self._go_on()
+                    if self._finished is not None:  # another task has taken over, to the end
+                        await self._finished.wait()
+                        problem = self._problem
                 except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
                     problem = error
                 tasks.cancel_scope.cancel()
@@ -189,6 +208,27 @@ class Turns:
             raise problem
         else:
             await self._end()
+
+    async def _go_on(self) -> None:
+        """Deliver until the run has ended, or until another task does."""
+        while self.operations.end is None:
+            alone = self._begin_calls()
+            if alone is not None:
+                role, self._alone = self._role, alone.asked.number
+                self._instance.rests()
+                await self._perform(alone)
+                if role != self._role:
+                    return
+            await self._deliver(*await self._happened())
+
+    async def _take_over(self) -> None:
+        """Deliver, because the task that did is in a call."""
+        try:
+            await self._go_on()
+        except Exception as error:  # noqa: BLE001  the run's own task raises it
+            self._problem = error
+        if self._finished is not None and (self.operations.end is not None or self._problem is not None):
+            self._finished.set()
 
     async def _repeat(self) -> None:
         """What the log holds beyond the snapshot, or all of it."""
@@ -235,10 +275,10 @@ class Turns:
         self._resting = False
         began = time.thread_time()
         guest.world.time = machine.time
-        block = Block.read(guest, self._block)
-        given = self._events(deliveries, block.capacity)
-        if not guest.write(block.inbox, given):
-            raise self._protocol(f"has its inbox at {block.inbox:#x}, which is not inside its memory")
+        inbox, capacity, *_ = self._said or Block.read(guest, self._block)
+        given = self._events(deliveries, capacity)
+        if not guest.write(inbox, given):
+            raise self._protocol(f"has its inbox at {inbox:#x}, which is not inside its memory")
         guest.enter(TURN, (len(given),))
         outcome = guest.resume()
         if not isinstance(outcome, Ended):
@@ -247,7 +287,7 @@ class Turns:
             raise _Ended(outcome)
         if outcome.values[0]:
             raise self._protocol(f"gives {outcome.values[0]} for a turn, and 0 means that all is well")
-        block = Block.read(guest, self._block)
+        self._said = block = Block.read(guest, self._block)
         outbox = guest.view(block.outbox, block.length)
         if outbox is None:
             raise self._protocol(f"has its outbox at {block.outbox:#x}, which is not inside its memory")
@@ -257,6 +297,7 @@ class Turns:
             self.operations.take(outbox, machine)
         except MalformedError as error:
             raise self._protocol(str(error)) from error
+        self.exchange.issued = machine.operations
         self.operations.deadline, self.operations.stuck = block.deadline, block.stuck
         self._turns += 1
         self._spent += time.thread_time() - began
@@ -309,6 +350,9 @@ class Turns:
     def pulls(self) -> None:
         """What the run was started with is here: the guest may read it."""
         machine = self._machine
+        self.exchange.issued = machine.operations
+        if machine.positions is None:
+            machine.positions = {}  # it names its streams
         self.exchange.input = machine.input.content if machine.input is not None else b"null"
         self.exchange.session = machine.session.content if machine.session is not None else b"null"
 
@@ -446,39 +490,52 @@ class Turns:
 
     async def commit(self, make: Callable[[], Proposal]) -> None:
         """Make durable what `make` gives, when nothing else is being written; calls do so beside the deliveries."""
-        while self._writing is not None:
-            await self._writing.wait()
-        self._writing = writing = anyio.Event()
+        while self._writing:
+            self._written = self._written or anyio.Event()
+            await self._written.wait()
+        self._writing = True
         try:
             await self._instance.commit(make())
         finally:
-            self._writing = None
-            writing.set()
+            self._writing = False
+            if self._written is not None:
+                written, self._written = self._written, None
+                written.set()
 
     # Calls
 
-    def _begin_calls(self) -> None:
-        """Begin the calls that were asked for, each in a task of its own."""
-        if len(self._running) >= len(self.operations.open):
-            return
+    def _begin_calls(self) -> _ConcurrentCall | None:
+        """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""
+        operations = self.operations
+        if len(self._running) >= len(operations.open):
+            return None
         waiting = {delivery.operation for delivery in self._ready}
         assert self._tasks is not None, "calls are made while the run goes on"
         self._unregistered.clear()
-        for asked in self.operations.calls():
+        for asked in operations.calls():
             if asked.number in self._running or asked.number in waiting:
                 continue
-            call = _ConcurrentCall(self, self._instance, asked)
             if self._instance.activity(asked.name) is None:
                 self._unregistered.add(asked.name)
                 continue
+            call = _ConcurrentCall(self, self._instance, asked)
             call.calls.check(asked)
-            self._running[asked.number] = scope = anyio.CancelScope()
-            self._tasks.start_soon(self._perform, call, asked, scope)
+            self._running[asked.number] = call.scope
+            if len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
+                return call
+            self._tasks.start_soon(self._perform, call)
+        return None
 
-    async def _perform(self, call: _ConcurrentCall, asked: Asked, scope: anyio.CancelScope) -> None:
+    @property
+    def _has_news(self) -> bool:
+        """Whether something is to be looked at before anything is waited for."""
+        return bool(self._ready or self._mail or self._evicting or self._problem or self._instance.cancel)
+
+    async def _perform(self, call: _ConcurrentCall) -> None:
+        asked = call.asked
         try:
             delivery: Delivery | None = None
-            with scope:
+            with call.scope:
                 delivery = await call.calls.perform(asked.number, asked, asked.asked)
             if delivery is None:
                 known = self._machine.open_operation(asked.number)
@@ -490,6 +547,8 @@ class Turns:
             self._problem = error
         finally:
             self._running.pop(asked.number, None)
+            if self._alone == asked.number:
+                self._alone = None
             self.stir()
 
     async def _wait_for_worker(self) -> None:
@@ -517,8 +576,8 @@ class Turns:
         """Keep the guest and close it; where nothing is under way, the store has the instance until something is."""
         instance, due = self._instance, self.operations.deadline
         await self.keep()
+        instance.park()
         if self._running or self._ready:
-            instance.close_guest()
             return
         wake = None if due < 0 else due
         waits_for = self.operations.waits_for()
@@ -530,11 +589,12 @@ class Turns:
 class _ConcurrentCall:
     """What `Calls` need of a run whose calls are made beside each other."""
 
-    __slots__ = ("_asked", "_instance", "_turns", "calls")
+    __slots__ = ("_instance", "_turns", "asked", "calls", "scope")
 
     def __init__(self, turns: Turns, instance: Instance, asked: Asked) -> None:
-        self._turns, self._instance, self._asked = turns, instance, asked
+        self._turns, self._instance, self.asked = turns, instance, asked
         self.calls = Calls(self)
+        self.scope = anyio.CancelScope()
 
     @property
     def key(self) -> Key:
@@ -567,9 +627,9 @@ class _ConcurrentCall:
 
     def activity(self, name: str) -> ActivityDefinition | None:
         definition = self._instance.activity(name)
-        if definition is None or not self._asked.options:
+        if definition is None or not self.asked.options:
             return definition
-        return Options.read(self._asked.options).applied(definition)
+        return Options.read(self.asked.options).applied(definition)
 
     def now(self) -> int:
         return self._instance.now()
@@ -589,7 +649,7 @@ class _ConcurrentCall:
             await self._turns.commit(make)
 
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
-        if self._asked.number not in self._turns.operations.open:
+        if self.asked.number not in self._turns.operations.open:
             return False
         await self.propose(propose)
         return True

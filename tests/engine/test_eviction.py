@@ -1,6 +1,7 @@
 """Guests that lose their memory while they wait: they come back as they were, and leave nothing behind."""
 
 import gc
+import json
 import os
 import resource
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from wasman_host.images import Images, Restored
 from wasman_host.instance import Instance
 from wasman_host.machine import Proposal
 from wasman_host.residents import Residency
-from wasman_host.store import Change, Lost, Status, Step, Unread, Won
+from wasman_host.store import Change, Lost, MemoryStore, Status, Step, Unread, Won
 
 
 async def test_an_eviction_at_the_end_of_a_timer_is_not_felt_inside_of_a_commit(
@@ -70,6 +71,34 @@ async def test_what_interrupts_inside_of_a_commit_waits_for_its_outcome(lab: Mem
                     break
         assert await lab.result() == [1, 2]
     assert ledger.attempts == [1, 1]
+
+
+async def test_after_a_week_without_a_worker_timers_fire_in_the_order_of_their_deadlines(lab: MemoryLab) -> None:
+    """Of days, of none, of 300 years; each run was given back to the store, and nothing of it is in memory."""
+    assert isinstance(lab.store, MemoryStore)
+    ledger, hour = Ledger(), 3600 * 10**9
+    sleeps = {"d": 72 * hour, "a": hour, "f": 10 * 24 * hour, "c": 48 * hour, "e": 7 * 24 * hour - hour, "b": 2 * hour}
+    sleeps |= {"never": 300 * 366 * 24 * hour, "at once": 0}
+    async with lab.worker(ledger.activity(), residency=Residency(memory=0)) as engine:
+        for name, duration in sleeps.items():
+            await lab.start(wat.script(wat.sleep(duration), wat.call("note", json.dumps(name).encode())), id=name)
+        for name in sleeps.keys() - {"at once"}:
+            found = await lab.until(Status.WAITING, id=name, reason="nothing to do until")
+            assert found.stored.columns.owner is None
+        assert await lab.result("at once") == [0, "at once"]
+        with anyio.fail_after(5):
+            while engine._live:
+                await anyio.sleep(0.001)
+    clock = lab.store._clock
+    lab.store._clock = lambda: clock() + 7 * 24 * hour
+    async with lab.worker(ledger.activity(), max_instances=1):
+        for name in "abcde":
+            assert await lab.result(name) == [0, name]
+    assert [json.loads(request) for request in ledger.requests] == ["at once", *"abcde"]
+    for name in ("f", "never"):
+        assert (await lab.look(name)).status is Status.WAITING
+    wake = (await lab.look("never")).stored.columns.wake
+    assert wake == 2**63 - 1
 
 
 @pytest.mark.skipif(not maps(), reason="this kernel does not list the pages that were written")

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from tests.go_guests import COMPILERS, guest
-from tests.lab import Ledger, MemoryLab, SqliteLab, answers
+from tests.lab import Ledger, MemoryLab, SqliteLab, answers, sink, source
 from wasman_host import turns
 from wasman_host.activity import ActivityCall, Retry
 from wasman_host.errors import (
@@ -300,6 +301,29 @@ async def test_signals_are_received_in_order_and_those_left_over_are_told(lab: M
         await lab.signal("other", "x", message_id="o")
         assert await lab.result() == ["v0", "v1", "v2"]
     assert (await lab.record()).undelivered == (("o", "signal"),)
+
+
+@COMPILERS
+async def test_streams_are_known_by_their_names_and_go_on_where_they_were(
+    disk: SqliteLab, compiler: str, tmp_path: Path
+) -> None:
+    left, right = b"left " * 1000, b"right" * 700
+    (tmp_path / "left").write_bytes(left)
+    (tmp_path / "right").write_bytes(right)
+    await disk.start(
+        guest("programs", compiler),
+        512,
+        entry="copies",
+        sources={name: source(tmp_path / name)["source"] for name in ("left", "right")},
+        sinks={name: sink(tmp_path / name)["sink"] for name in ("to_left", "to_right")},
+    )
+    ledger = Ledger()
+    for at in (3, 5, 4):
+        await disk.dies(ledger.activity("echo"), at=at)
+    policy = SnapshotPolicy(turns=3)
+    assert await disk.complete(ledger.activity("echo"), snapshots=policy) == len(left) + len(right)
+    assert (tmp_path / "to_right").read_bytes() == left
+    assert (tmp_path / "to_left").read_bytes() == right
 
 
 async def test_a_run_is_kept_after_so_many_turns(lab: MemoryLab) -> None:

@@ -24,6 +24,7 @@ from wasman_host.engine import Engine
 from wasman_host.errors import ApplicationError, StoreUnavailableError, WorkflowAlreadyExistsError
 from wasman_host.payload import Payload
 from wasman_host.residents import Residency
+from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import CLOSED, Change, Key, Status, Store
 from wasman_sdk.testing import Fault, FaultyStore
 
@@ -31,6 +32,7 @@ __all__ = ["KEY", "SHAPES", "Lived", "Outcome", "Shape", "World", "live", "quick
 
 KEY = Key("default", "w")
 RUN = "f" * 32
+SNAPSHOTS = SnapshotPolicy(chunk=2)  # so that entries leave the log within such a short run
 LARGE = 100_000  # bytes of a result that is kept as a blob of its own
 SOURCE = random.Random(7).randbytes(5000)
 PATIENCE = 30.0  # seconds until a run counts as stuck
@@ -262,7 +264,8 @@ async def live(lab: Lab, folder: Path, shape: Shape, *faults: Fault) -> Lived:
     assert found.status is Status.COMPLETED, found
     assert found.record is not None
     assert found.record.result is not None
-    assert len(await control.history(lab.store, found.stored)) == found.entries
+    history = await control.history(lab.store, found.stored)
+    assert [entry.n for entry in history] == list(range(found.entries))
     result = await control.load_payload(lab.store, found.stored, found.record.result)
     left = sorted(path.name for path in folder.glob("out?*"))  # noqa: ASYNC240  a folder of this test
     outcome = Outcome(result.content, frozenset(pages.digests), world.done, out.read_bytes(), left)
@@ -274,7 +277,9 @@ async def _works(
 ) -> bool:
     """One worker, until the run has ended and it has left in order; False where it has died before."""
     residency = Residency(memory=0) if shape.evicted else Residency()
-    pages.engine = engine = Engine(faulty.as_store, {one.name: one for one in world.activities}, residency=residency)
+    pages.engine = engine = Engine(
+        faulty.as_store, {one.name: one for one in world.activities}, residency=residency, snapshots=SNAPSHOTS
+    )
     engine._modules = COMPILED
     with anyio.CancelScope() as scope, anyio.fail_after(PATIENCE):
         faulty.die = scope.cancel

@@ -375,6 +375,7 @@ def test_blocked_run_and_the_limit_that_unblocks_it(wasman: Shell) -> None:
         "stored": 1073741824,
         "request": 16777216,
         "response": 100000,
+        "signals": 1000,
     }
     assert wasman.refused(2, "unblock", "one") == "one is running, not blocked"
     assert "Hello Ada" in wasman(*run, "--attach")[0]

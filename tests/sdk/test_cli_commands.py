@@ -356,6 +356,27 @@ def test_inspect_tells_what_a_module_is_and_how_it_comes_back(command: Command) 
         assert line in text
 
 
+def test_inspect_tells_that_a_guest_of_turns_goes_on_in_its_memory(command: Command) -> None:
+    found = command("inspect", str(ROOT / "tests/guests/saga_tinygo.wasm"), "--json").json
+    assert (found["abi"], found["entry"], found["problem"], found["unknown"]) == ("v1", "wasman_turn", "", [])
+    assert found["comeback"]["how"] == "memory"
+    assert found["image"] > 0
+
+
+def test_inspect_says_that_a_guest_of_turns_cannot_be_kept(command: Command) -> None:
+    change = "(table.set (i32.const 0) (ref.null func))"
+    Path("turns.wasm").write_bytes(
+        wat2wasm(f"""(module (memory (export "memory") 1) (table 1 funcref)
+        (func (export "wasman_abi") (result i32) (i32.const 1))
+        (func (export "wasman_block") (result i32) (i32.const 64))
+        (func (export "wasman_turn") (param i32) (result i32) {change} (i32.const 0)))""")
+    )
+    refused = command("inspect", "turns.wasm")
+    assert refused.code == 2
+    assert "abi         v1\n" in refused.out
+    assert "module 'turns.wasm' cannot be kept between its turns: its tables may change while it runs" in refused.err
+
+
 def test_inspect_reads_what_is_deployed(command: Command) -> None:
     guest("flow.wasm", wat.call("note"))
     command("deploy", "flow", "--module", "flow.wasm", "--resume", "checkpoint")

@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from tests import wat
-from wasman_host.store import MemoryStore, SqliteStore
+from wasman_host import control
+from wasman_host.store import Key, MemoryStore, SqliteStore
 from wasman_sdk import (
     ActivityInfo,
     Client,
@@ -99,6 +100,28 @@ async def test_memory_and_globals_last_from_one_execution_to_the_next(store: Any
         await engine.close_instance("a")
         await engine.close_instance("nobody")
         assert await engine.execute("a", "add", 2) == 40
+
+
+async def test_the_log_of_executions_goes_to_the_archive(store: Any, made: list[str]) -> None:
+    async with Engine.from_bytes(COUNTER, store=store, activities=[next_activity(made)]) as engine:
+        for n in range(270):
+            assert await engine.execute("a", "add", 1) == n + 1
+        assert await engine.execute("a", "ask") == 280
+        stored = await control.load(store, Key("default", "a"))
+        live = [n for n, _ in await store.read(stored.run)]
+        assert live == [0, *range(256, 274)]
+        assert [entry.n for entry in await control.history(store, stored)] == list(range(274))
+    async with Engine.from_bytes(COUNTER, store=store) as engine:
+        assert await engine.execute("a", "add", 1) == 281
+    async with Engine.from_bytes(COUNTER, store=store, archive=0) as engine:
+        for n in range(256):
+            assert await engine.execute("a", "add", 1) == 282 + n
+    events = await Client(store, "default").get_handle("a").history()
+    assert [event.entry for event in events] == [0, 1, *range(512, 531)]
+    assert (events[1].kind, events[1].failure) == (
+        "dropped",
+        "Dropped: entries 1 to 511 were not kept: the worker's retention of archives has dropped them",
+    )
 
 
 async def test_input_and_result_are_json(store: Any) -> None:

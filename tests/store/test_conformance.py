@@ -18,6 +18,7 @@ from wasman_host.store import (
     Filter,
     Key,
     Lost,
+    MemoryStore,
     ObjectStore,
     Sent,
     SqliteStore,
@@ -26,6 +27,7 @@ from wasman_host.store import (
     Unread,
     Won,
 )
+from wasman_host.store.heads import folder_of, head_name
 from wasman_host.store.rules import matches
 
 DAY = 86_400 * SECOND
@@ -350,6 +352,11 @@ async def test_effects_are_part_of_the_change(setting: Setting) -> None:
         (change("a", ("r", 1), entries=[(1, b""), (3, b"")]), "gap"),
         (change("a", ("r", 1), entries=[(1, b""), (1, b"")]), "gap"),
         (change("a", ("r", 1), record=None, columns=None, entries=[(1, b"")]), "deletion"),
+        (change("a", ("r", 1), record=None, columns=None, cuts=range(1, 2)), "deletion"),
+        (change("a", None, cuts=range(1, 2)), "a new run"),
+        (change("a", ("r", 1), "another", cuts=range(1, 2)), "a new run"),
+        (change("a", ("r", 1), cuts=range(1, 5, 2)), "gaps"),
+        (change("a", ("r", 1), cuts=range(1, 3), entries=[(2, b"")]), "appends"),
         (change("a", ("r", 1), creates=[change("b", ("x", 1))]), "creates b"),
         (change("a", ("r", 1), sends=[message("b", "")]), "id"),
     ],
@@ -360,6 +367,74 @@ async def test_a_change_that_contradicts_itself_is_refused_before_anything_is_wr
     with pytest.raises(InvalidArgumentError, match=says):
         await setting.store.commit([change("good", None), wrong])
     assert await setting.other.load(key("good")) is None
+
+
+# -- the log is cut --------------------------------------------------------------------------------
+
+
+async def test_what_is_cut_of_a_log_is_gone_and_nothing_else(setting: Setting) -> None:
+    """Over every way in which a store may hold a log: what was appended in one piece, in many, small and large."""
+    for size in (10, 9000):
+        run, entries = f"r{size}", [(n, b"%d" % n * size) for n in range(600)]
+        one = await setting.create(f"a{size}", run=run)
+        for at in range(0, 600, 50):
+            appended = {"entries": entries[at : at + 50], "blobs": [blob(f"b{at}", b"%d" % at)]}
+            assert isinstance(await setting.step(one, **appended), Won)
+            one = await setting.get(f"a{size}")
+        cuts = [range(1, 20), range(20, 300), range(300, 301), range(301, 590)]
+        for cut in cuts:
+            kept = [blob(f"archive-{cut.start}")]
+            drops = [] if cut.start != 300 else ["b100", "b550"]
+            assert isinstance(await setting.step(one, cuts=cut, blobs=kept, drops=drops), Won)
+            assert await setting.other.read(run) == [entries[0], *entries[cut.stop :]]
+            assert await setting.other.read(run, 0, 1) == entries[:1]
+            assert await setting.other.read(run, 595) == entries[595:]
+            assert await setting.other.read(run, 2, cut.stop) == []
+            one = await setting.get(f"a{size}")
+        assert isinstance(await setting.step(one, entries=[(600, b"last")]), Won)
+        assert [n for n, _ in await setting.other.read(run)] == [0, *range(590, 601)]
+        for name in [*(f"b{at}" for at in range(0, 600, 50)), *(f"archive-{cut.start}" for cut in cuts)]:
+            gone = name in {"b100", "b550"}
+            assert (await setting.other.blob(run, name) is None) == gone, name
+
+
+async def test_a_cut_that_loses_leaves_the_log(setting: Setting) -> None:
+    await setting.create("a", run="r")
+    one = await setting.get("a")
+    assert isinstance(await setting.step(one, entries=[(n, b"%d" % n) for n in range(10)]), Won)
+    assert isinstance(await setting.step(one, cuts=range(1, 5), blobs=[blob("archive")]), Lost)
+    assert [n for n, _ in await setting.other.read("r")] == list(range(10))
+    assert await setting.other.blob("r", "archive") is None
+
+
+async def test_a_cut_that_is_repeated_is_made_once(setting: Setting) -> None:
+    await setting.create("a", run="r", owner="w")
+    one = await setting.get("a")
+    assert isinstance(await setting.step(one, entries=[(n, b"%d" % n) for n in range(10)]), Won)
+    cut = change("a", ("r", 2), cuts=range(1, 5), blobs=[blob("archive")])
+    assert await setting.commit(cut) == Won(3, 0)
+    assert await setting.commit(cut) == Won(3, 0)
+    assert [n for n, _ in await setting.other.read("r")] == [0, *range(5, 10)]
+
+
+async def test_an_instance_whose_log_is_cut_again_and_again_stays_as_small(setting: Setting) -> None:
+    one, sizes = await setting.create("a", run="r"), []
+    for n in range(300):
+        fields: dict[str, Any] = {"entries": [(n, b"%03d" % n * 400)], "blobs": [blob(f"s{n}"), blob(f"archive-{n}")]}
+        if n > 1:
+            fields |= {"cuts": range(n - 1, n), "drops": [f"s{n - 1}"]}
+        assert isinstance(await setting.step(one, **fields), Won)
+        one = await setting.get("a")
+        if isinstance(setting.store, ObjectStore):
+            found = await setting.store.backend.get(head_name(folder_of(key("a"))))
+            assert found is not None
+            sizes.append(len(found.data))
+    assert [n for n, _ in await setting.other.read("r")] == [0, 299]
+    for n in range(300):
+        assert await setting.other.blob("r", f"archive-{n}") == b"data"
+    assert [await setting.other.blob("r", f"s{n}") for n in (2, 298, 299)] == [None, None, b"data"]
+    # What names the archive in an object store is written out now and then.
+    assert not sizes or max(sizes[100:]) < 1.1 * max(sizes[:100])
 
 
 # -- mail ------------------------------------------------------------------------------------------
@@ -621,6 +696,69 @@ async def test_claims_take_first_what_waits_longest(setting: Setting) -> None:
     assert await setting.claim("w", 1) == ["first"]
     assert await setting.claim("w", 2) == ["mailed", "third"]
     assert await setting.claim("w", 9) == ["late"]
+
+
+async def test_after_a_week_without_workers_all_is_taken_that_is_due_the_oldest_first(setting: Setting) -> None:
+    draw, week = random.Random(11), 7 * DAY
+    moments = {f"s{n}": START + draw.randrange(SECOND, 2 * week) for n in range(400)}
+    moments |= {"late": START - 300 * 365 * DAY, "never": 2**63 - 1}
+    waiting = [columns(status=Status.WAITING, wake=wake) for wake in moments.values()]
+    made = [change(name, None, columns=given) for name, given in zip(moments, waiting, strict=True)]
+    assert await setting.store.commit(made) == [Won(1, 0)] * len(made)
+    setting.clock.advance(7 * 24 * 3600)
+    due = sorted((name for name, wake in moments.items() if wake <= START + week), key=lambda name: moments[name])
+    assert due[0] == "late"
+    assert 150 < len(due) < 250
+    await setting.work("w")
+    taken = []
+    while got := await setting.claim("w", 64):
+        taken.append(got)
+    assert [name for batch in taken for name in batch] == due
+    assert all(len(batch) == 64 for batch in taken[:-1])
+    setting.clock.advance(7 * 24 * 3600)
+    await setting.work("v", store=setting.other)
+    later = await setting.claim("v", 1000, store=setting.other)
+    assert [name for name in later if name not in due] == sorted(
+        (name for name in moments if name not in due and name != "never"), key=lambda name: moments[name]
+    )
+
+
+async def test_a_crowd_of_one_queue_does_not_keep_another_waiting(setting: Setting) -> None:
+    crowd = [change(f"c{n}", None, columns=columns(wake=START - SECOND - n)) for n in range(200)]
+    await setting.store.commit([*crowd, change("one", None, columns=columns(queue="other", wake=START))])
+    await setting.work("w")
+    assert await setting.claim("w", 3, queue="other") == ["one"]
+    assert await setting.claim("w", 3) == ["c199", "c198", "c197"]
+
+
+async def test_who_is_put_off_is_taken_at_the_new_time_and_not_before(setting: Setting) -> None:
+    """Also where that is done again and again, as to a run that is woken by signals before its deadline."""
+    await setting.work("w", 10**6)
+    one = await setting.create("a", wake=START + 10 * SECOND)
+    await setting.create("b", wake=START + 5 * SECOND)
+    for n in range(1500 if isinstance(setting.store, MemoryStore) else 20):
+        assert isinstance(await setting.step(one, columns=columns(wake=START + (20 + n % 7) * SECOND)), Won)
+        one = await setting.get("a")
+    assert isinstance(await setting.step(one, columns=columns(wake=START + 20 * SECOND)), Won)
+    if isinstance(setting.store, MemoryStore):
+        assert len(setting.store._alarms) < 1100
+    setting.clock.advance(15)
+    assert await setting.claim("w") == ["b"]
+    setting.clock.advance(5)
+    assert await setting.claim("w") == ["a"]
+    assert await setting.claim("w") == []
+
+
+async def test_who_was_due_and_is_put_off_takes_nobodys_place(setting: Setting) -> None:
+    await setting.work("w")
+    for n in range(5):
+        await setting.create(f"a{n}", wake=START - 9 + n)
+    assert await setting.claim("w", 1) == ["a0"]
+    for n in range(1, 5):
+        one = await setting.get(f"a{n}")
+        assert isinstance(await setting.step(one, columns=columns(wake=START + SECOND)), Won)
+    await setting.create("b", wake=START, created=START + 1)
+    assert await setting.claim("w", 2) == ["b"]
 
 
 async def test_two_workers_never_get_the_same(setting: Setting) -> None:

@@ -5,7 +5,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from wasman_sdk import Client, RetryPolicy, Session, Source, Worker, Workflow, WorkflowHandle, activity
+from wasman_sdk import Client, RetryPolicy, Session, Signal, Source, Worker, Workflow, WorkflowHandle, activity
 from wasman_sdk.testing import (
     ActivityEnvironment,
     ActivityMock,
@@ -62,6 +62,8 @@ class Warehouse:
         return order.item
 
 
+APPROVE = Signal("approve", Receipt)
+
 ORDERS = Workflow("orders", Order, Receipt, module="orders.wasm")
 
 
@@ -106,3 +108,11 @@ async def survived() -> None:
     assert_type(await assert_survives(tested, workflows=[ORDERS], check=print), Survival)
     async with WorkflowEnvironment(activities=[charge], faults=[Fault(Point("commit", 2), How.DIES_AFTER)]) as env:
         assert_type(env.client, Client)
+
+
+async def a_signal(client: Client) -> None:
+    """By its type, or by its name."""
+    handle = client.get_handle("a")
+    await handle.signal(APPROVE, Receipt(number=1), message_id="m")
+    await handle.signal("anything", {"n": 1})
+    await handle.signal("nothing")

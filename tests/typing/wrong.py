@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from tests.typing.right import ORDERS, Order, Pool, Receipt, Shop, Warehouse, charge, reserve
+from tests.typing.right import APPROVE, ORDERS, Order, Pool, Receipt, Shop, Warehouse, charge, reserve
 from wasman_sdk import Client, RetryPolicy, Worker, Workflow, activity
 from wasman_sdk.testing import ActivityEnvironment, Fault, WorkflowEnvironment
 
@@ -70,3 +70,12 @@ async def a_wrong_test(env: WorkflowEnvironment) -> None:
     del receipt
     Fault("commit", 2)  # wrong
     ActivityEnvironment().run(charge, Receipt(number=1))  # wrong
+
+
+async def a_wrong_signal(client: Client) -> None:
+    """Of a run."""
+    handle = client.get_handle("a")
+    await handle.signal(7)  # wrong
+    await handle.signal("anything", {"n": 1}, id="m")  # wrong
+    await handle.signal(APPROVE)  # wrong
+    await handle.signal(APPROVE, Receipt(number=1), run_id="r")  # wrong

@@ -85,11 +85,9 @@ def asyncify(data: bytes, name: str) -> Instrumented:
         # What it says of features, in words that an older wasm-opt may not know: the flags are said here.
         source.write_bytes(without_section(data, "target_features"))
         named = ["-g"] if section(data, "name") else []
-        _run(
-            [program, str(source), "-o", str(target), *(f"--enable-{feature}" for feature in _FEATURES)]
-            + ["--strip-dwarf", "-O2", "--asyncify", f"--pass-arg=asyncify-imports@{','.join(imports)}", *named],
-            name,
-        )
+        command = [program, str(source), "-o", str(target), *(f"--enable-{feature}" for feature in _FEATURES)]
+        command += ["--strip-dwarf", "-O2", "--asyncify", f"--pass-arg=asyncify-imports@{','.join(imports)}", *named]
+        _run(command, name)
         made = mark(target.read_bytes(), imports)
     try:
         asyncified(made)
@@ -112,8 +110,8 @@ def _waits_in(data: bytes, name: str) -> list[str]:
         )
     if EXPORTS[0] in binary.functions:
         raise BuildError(
-            f"{name} exports {EXPORTS[0]}: it was passed through asyncify already, for a scheduler of its own; build it "
-            f"without"
+            f"{name} exports {EXPORTS[0]}: it was passed through asyncify already, for a scheduler of its own; build "
+            f"it without"
         )
     wanted = {f"{one.module}.{one.name}" for one in binary.imports}
     imports = [one for one in _WAITING if one in wanted]

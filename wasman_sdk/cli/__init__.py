@@ -17,20 +17,26 @@ from __future__ import annotations
 import os
 import sys
 
+from wasman_sdk.cli.build import build
 from wasman_sdk.cli.deploy import deploy
 from wasman_sdk.cli.doctor import doctor
 from wasman_sdk.cli.group import wasman
 from wasman_sdk.cli.inspect import inspect
 from wasman_sdk.cli.look import list_, show
+from wasman_sdk.cli.new import new
 from wasman_sdk.cli.result import result
 from wasman_sdk.cli.run import run
 from wasman_sdk.cli.start import start
 from wasman_sdk.cli.steer import cancel, signal, terminate, unblock
+from wasman_sdk.cli.stubs import stubs
 from wasman_sdk.cli.worker import worker
 
 __all__ = ["main", "wasman"]
 
-for command in (run, start, worker, list_, show, result, signal, cancel, terminate, unblock, deploy, inspect, doctor):
+for command in (
+    run, start, worker, list_, show, result, signal, cancel, terminate, unblock, deploy,
+    new, build, stubs, inspect, doctor,
+):  # fmt: skip
     wasman.add_command(command)
 
 

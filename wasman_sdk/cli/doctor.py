@@ -9,7 +9,6 @@ import platform
 import resource
 import shutil
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +24,8 @@ from wasman_host.guest.memory import maps
 from wasman_host.residents import most_guests
 from wasman_host.store import Filter, SqliteStore, Status, path_of
 from wasman_sdk import WasmanError
+from wasman_sdk._build.compilers import find_go, find_tinygo
+from wasman_sdk._build.errors import NoCompilerError
 from wasman_sdk.cli.errors import ENDED
 from wasman_sdk.cli.options import DEFAULT_STORE, connected, json_option, store_option
 from wasman_sdk.cli.output import plain, print_json
@@ -172,22 +173,14 @@ def _cache() -> Finding:
 
 
 def _tools() -> Iterator[Finding]:
-    yield _program("go", ["version"], "Go", "only guests compiled here need it; see docs/guests.md")
-    given = os.environ.get("WASMAN_TINYGO", "tinygo")
-    yield _program(given, ["version"], "TinyGo", "only guests compiled here need it; WASMAN_TINYGO names it elsewhere")
-
-
-def _program(name: str, words: list[str], what: str, advice: str) -> Finding:
-    path = shutil.which(name)
-    if path is None:
-        return Finding(what, "note", "is not here", advice)
-    try:
-        told = subprocess.run([path, *words], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(what, "note", f"{path} does not run: {error}", advice)
-    if told.returncode:
-        return Finding(what, "note", f"{path} does not run: {(told.stderr or told.stdout).strip()[:100]}", advice)
-    return Finding(what, "ok", told.stdout.strip().partition("\n")[0])
+    """The compilers that `wasman build` would take."""
+    for what, find in (("Go", find_go), ("TinyGo", find_tinygo)):
+        try:
+            found = find()
+        except NoCompilerError as error:
+            yield Finding(what, "note", "is not here, as guests need it", f"only guests compiled here need it: {error}")
+        else:
+            yield Finding(what, "ok", f"{found.version} ({found.program})")
 
 
 # The store

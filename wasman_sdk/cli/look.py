@@ -169,6 +169,7 @@ def _print_description(description: WorkflowDescription) -> None:
         "snapshots": snapshots,
         "memo": json.dumps(description.memo, ensure_ascii=False) if description.memo else "",
         "attributes": ", ".join(f"{name}={value}" for name, value in description.search_attributes.items()),
+        "mail": f"{description.unread} messages that no worker has taken yet" if description.unread else "",
         "signals": ", ".join(f"{signal.name} since {moment(signal.sent)}" for signal in description.signals),
         "undelivered": ", ".join(f"{kind} {message}" for message, kind in description.undelivered),
     }

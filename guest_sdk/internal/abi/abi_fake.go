@@ -2,6 +2,8 @@
 
 package abi
 
+import "context"
+
 // Fake is a host for tests.
 type Fake interface {
 	Now() int64
@@ -17,6 +19,23 @@ type Fake interface {
 
 // Host is what plays the host outside a guest.
 var Host Fake
+
+// Guest is the guest's side, for who plays its host.
+var Guest struct {
+	// Begin forgets the run before, and gives the context of a new one.
+	Begin func() context.Context
+	// Commands are those since they were last taken.
+	Commands func() []byte
+	// Answer gives the answer of an operation.
+	Answer func(operation uint32, failed bool, body []byte)
+	// Cancel asks that the run be cancelled.
+	Cancel func(reason string)
+	// Name is what an activity or a signal is called.
+	Name func(handle any) string
+	// Encode and Decode are how payloads are written and read; into is a pointer.
+	Encode func(value any) ([]byte, error)
+	Decode func(data []byte, into any) error
+}
 
 func host() Fake {
 	if Host == nil {

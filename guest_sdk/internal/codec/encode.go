@@ -94,10 +94,7 @@ func appendValue(b []byte, v reflect.Value, path string, depth int, quoted bool)
 			return append(b, "null"...), nil
 		}
 		return appendValue(b, v.Elem(), path, depth+1, quoted)
-	case reflect.Slice:
-		if v.IsNil() {
-			return append(b, "null"...), nil
-		}
+	case reflect.Slice: // nil is the empty list, as in encoding/json/v2: null is none to pydantic
 		if t.Elem().Kind() == reflect.Uint8 {
 			b = append(b, '"')
 			b = base64.StdEncoding.AppendEncode(b, v.Bytes())
@@ -157,9 +154,6 @@ func appendList(b []byte, v reflect.Value, path string, depth int) ([]byte, erro
 }
 
 func appendMap(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
-	if v.IsNil() {
-		return append(b, "null"...), nil
-	}
 	type pair struct {
 		name  string
 		value reflect.Value

@@ -7,14 +7,12 @@ the blocking form flushes commands, and waits in `wait`. What both pull besides 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple
 
 from wasman_host.guest.imports import HostFunction, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from wasman_host.guest.live import Guest
 
@@ -69,8 +67,7 @@ _MAX_WAITED = 1 << 16  # operations of one `wait`
 BLOCK = struct.Struct("<IIIIIIq")
 
 
-@frozen
-class Block:
+class Block(NamedTuple):
     """What the guest says of itself after a turn.
 
     Attributes:
@@ -106,8 +103,7 @@ class MalformedError(Exception):
 # Commands
 
 
-@frozen
-class CallCommand:
+class CallCommand(NamedTuple):
     """Call an activity."""
 
     operation: int
@@ -116,30 +112,26 @@ class CallCommand:
     request: bytes
 
 
-@frozen
-class ReceiveCommand:
+class ReceiveCommand(NamedTuple):
     """Receive a signal."""
 
     operation: int
     name: str
 
 
-@frozen
-class CancelCommand:
+class CancelCommand(NamedTuple):
     """Cut a call short, or withdraw a receive."""
 
     operation: int
 
 
-@frozen
-class CompleteCommand:
+class CompleteCommand(NamedTuple):
     """The run ends with this result."""
 
     result: bytes
 
 
-@frozen
-class FailCommand:
+class FailCommand(NamedTuple):
     """The run ends with this failure, JSON."""
 
     failure: bytes
@@ -252,17 +244,19 @@ class Exchange:
         flushed: Commands that the guest has handed over before the end of its turn.
         untaken: Answers that were announced and not taken, by operation: (bytes, whether it is a failure).
         issued: How many operations the guest has asked for.
+        open: Those of them that are not answered.
         turns: Whether its form is that of turns.
         log: Called with level, message and attributes.
     """
 
-    __slots__ = ("flushed", "input", "issued", "log", "session", "turns", "untaken")
+    __slots__ = ("flushed", "input", "issued", "log", "open", "session", "turns", "untaken")
 
     def __init__(self, log: Callable[[int, str, bytes], None], *, turns: bool) -> None:
         self.input = self.session = b"null"
         self.flushed = bytearray()
         self.untaken: dict[int, tuple[bytes, bool]] = {}
         self.issued = 0
+        self.open: Container[int] = ()
         self.turns = turns
         self.log = log
 
@@ -281,7 +275,9 @@ class Exchange:
         found = self.untaken.get(operation)
         if found is not None:
             return found[0]
-        return UNKNOWN
+        if operation >= self.issued:
+            return UNKNOWN
+        return NOT_READY if operation in self.open else TAKEN
 
 
 def _exchange(guest: Guest, name: str) -> Exchange | None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
+from wasman_host.guest import abi_v1
 from wasman_host.guest.abi_v0 import FUNCTIONS as ABI_V0
 from wasman_host.guest.binary import Import, ModuleBinary, custom_sections, parse
-from wasman_host.guest.module import PROVIDED, compile_module, digest, entry_of, initial_state
+from wasman_host.guest.module import PROVIDED, TURN, compile_module, digest, entry_of, initial_state
 
 if TYPE_CHECKING:
     from wasman_host.guest.limits import GuestLimits
@@ -26,12 +27,19 @@ class Comeback:
     """How a run of the module comes back after a crash, or when its memory was given up.
 
     Attributes:
-        how: "continuation", "checkpoint", "replay" or "replay with initialisation".
+        how: "memory", "continuation", "checkpoint", "replay" or "replay with initialisation".
         why: The reason, in words.
     """
 
     how: str
     why: str
+
+
+_BY_MEMORY = Comeback(
+    "memory",
+    "it waits by returning to its host: it goes on in the memory of its last snapshot, and nothing is replayed but the "
+    "turns that came after that, where its worker has died",
+)
 
 
 @frozen
@@ -42,7 +50,7 @@ class Inspection:
         digest: sha256 of its bytes, in hex.
         size: Bytes.
         problem: Why it cannot be run, "" where it can.
-        abi: "v0", "WASI only" where it imports nothing of wasman's, "" where that cannot be told.
+        abi: "v0", "v1", "WASI only" where it imports nothing of wasman's, "" where that cannot be told.
         binary: What its sections say; None where they make no sense.
         unknown: Imports that wasman does not provide, or not so.
         sections: (name, bytes) of its custom sections.
@@ -81,13 +89,12 @@ def inspect(data: bytes, name: str, limits: GuestLimits, entry: str = "", *, res
         sections = custom_sections(data)
     except InvalidModuleError as error:
         return Inspection(sha256, size, f"{name} {error}")
-    modules = {wanted.module for wanted in binary.imports}
     unknown = [one for one in binary.imports if PROVIDED.get((one.module, one.name)) != one.type or one.type is None]
     found = Inspection(
         sha256,
         size,
         "",
-        "v0" if modules & _ABI_V0 else "WASI only",
+        _abi(binary),
         binary,
         unknown,
         sections,
@@ -98,15 +105,26 @@ def inspect(data: bytes, name: str, limits: GuestLimits, entry: str = "", *, res
         return evolve(found, problem=str(error).partition("\n")[0])
 
 
+def _abi(binary: ModuleBinary) -> str:
+    modules = {wanted.module for wanted in binary.imports}
+    if abi_v1.MODULE in modules or TURN in binary.functions:
+        return "v1"
+    return "v0" if modules & _ABI_V0 else "WASI only"
+
+
 def _whole(found: Inspection, data: bytes, name: str, limits: GuestLimits, entry: str, resume: str) -> Inspection:
     module = compile_module(data, name)
     called = entry_of(module.binary, entry, name)
+    if module.turns and module.snapshots:
+        raise InvalidModuleError(f"{name} cannot be kept between its turns: {module.snapshots}")
     unfinished, image = "", None
     if not module.snapshots:
         state = initial_state(module, called, limits)
         unfinished = state.unfinished
         image = None if unfinished else len(state.memory.rstrip(b"\0"))
     found = evolve(found, entry=called, initialisers=module.initialisers(called), image=image)
+    if module.turns:
+        return evolve(found, comeback=_BY_MEMORY)
     return evolve(found, comeback=_comeback(module, unfinished, resume))
 
 

@@ -24,6 +24,7 @@ from wasman_host.guest.memory import PAGE
 
 if TYPE_CHECKING:
     from wasman_host.guest.abi_v1 import Exchange
+    from wasman_host.guest.binary import Function
     from wasman_host.guest.limits import GuestLimits
     from wasman_host.guest.memory import Image
     from wasman_host.guest.module import GuestModule
@@ -104,6 +105,33 @@ class _Problems(ctypes.Structure):
 _ERROR: int = _Problems.error.offset
 
 
+class _Function:
+    """An exported function, and what the C API needs of a call of it.
+
+    Attributes:
+        args: A place for each argument, its kind said.
+        params: Their kinds.
+        results: A place for each result.
+        kinds: Their kinds.
+        call: Addresses and counts, as `capi.call_async` wants them.
+    """
+
+    __slots__ = ("_export", "_places", "args", "call", "kinds", "params", "results")
+
+    def __init__(self, export: capi.Extern, function: Function) -> None:
+        self.params = [_KINDS[kind] for kind in function.params]
+        self.kinds = [_KINDS[kind] for kind in function.results]
+        given = (capi.Value * max(1, len(self.params)))()
+        got = (capi.Value * max(1, len(self.kinds)))()
+        self.args = [given[place] for place in range(len(self.params))]
+        self.results = [got[place] for place in range(len(self.kinds))]
+        for value, kind in zip(self.args, self.params, strict=True):
+            value.kind = ctypes.c_uint8(kind)
+        self._export, self._places = export, (given, got)  # whose addresses follow
+        count, results = len(self.params), len(self.kinds)
+        self.call = (addressof(export.of.func), addressof(given), count, addressof(got), results)
+
+
 class Guest:
     """One instance of a module in a store of its own.
 
@@ -123,8 +151,9 @@ class Guest:
 
     __slots__ = (
         "_answer",
-        "_args",
         "_context",
+        "_error",
+        "_function",
         "_functions",
         "_future",
         "_globals",
@@ -133,8 +162,6 @@ class Guest:
         "_memory",
         "_memory_address",
         "_problems",
-        "_results",
-        "_results_kinds",
         "_slot",
         "_slot_kind",
         "_spent",
@@ -183,7 +210,8 @@ class Guest:
         self._spent = 0.0
         self._yielded = False
         self._problems = _Problems()
-        self._functions: dict[str, capi.Extern] = {}
+        self._error = addressof(self._problems) + _ERROR
+        self._functions: dict[str, _Function] = {}
         self.linear = LinearMemory(limits.memory, (image or module.initial) if module.initial else None)
         prepared = module.prepared(limits.stack)
         self._store: int | None = capi.store_new(engine_of(limits.stack).address, None, None)
@@ -259,29 +287,17 @@ class Guest:
     def enter(self, name: str, args: Sequence[int] = ()) -> None:
         """Prepare a call of the exported function `name`; `resume` runs it."""
         assert self._future is None, "a guest runs one function at a time"
-        kinds = [_KINDS[kind] for kind in self.module.exports[name].params]
-        self._results_kinds = [_KINDS[kind] for kind in self.module.exports[name].results]
-        if name not in self._functions:
-            self._functions[name] = self._export(name)
-        function = self._functions[name]
-        self._args = (capi.Value * max(1, len(args)))()
-        self._results = (capi.Value * max(1, len(self._results_kinds)))()
-        for place, (kind, value) in enumerate(zip(kinds, args, strict=True)):
-            self._args[place].kind = ctypes.c_uint8(kind)
+        # What a call needs is kept: guests of turns are entered by the same export again and again.
+        found = self._functions.get(name)
+        if found is None:
+            found = self._functions[name] = _Function(self._export(name), self.module.exports[name])
+        self._function = found
+        for value, kind, given in zip(found.args, found.params, args, strict=True):
             if kind == 0:
-                self._args[place].of.i32 = ctypes.c_int32(value).value
+                value.of.i32 = ctypes.c_int32(given).value
             else:
-                self._args[place].of.i64 = ctypes.c_int64(value).value
-        self._future = capi.call_async(
-            self._context,
-            addressof(function.of.func),
-            addressof(self._args),
-            len(kinds),
-            addressof(self._results),
-            len(self._results_kinds),
-            addressof(self._problems),
-            addressof(self._problems) + _ERROR,
-        )
+                value.of.i64 = ctypes.c_int64(given).value
+        self._future = capi.call_async(self._context, *found.call, addressof(self._problems), self._error)
 
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
         """Run the guest until it waits, yields or ends. Raises what a host function raised.
@@ -326,11 +342,13 @@ class Guest:
         if stopping is not None:
             raise stopping
         if problem is None:
-            values = [
-                self._results[place].of.i32 if kind == 0 else self._results[place].of.i64
-                for place, kind in enumerate(self._results_kinds)
-            ]
-            return Ended(values)
+            function = self._function
+            return Ended(
+                [
+                    value.of.i32 if kind == 0 else value.of.i64
+                    for value, kind in zip(function.results, function.kinds, strict=True)
+                ]
+            )
         _, _, rest = problem.partition("wasm backtrace:")
         backtrace, _, cause = rest.partition("Caused by:")
         frames = backtrace.strip("\n").rstrip()

@@ -500,6 +500,11 @@ class Baseline:
         self._over.update(pages)
         self._touched.update(pages)
 
+    @property
+    def touched(self) -> frozenset[int]:
+        """Pages in which the memory may differ from the module's own image."""
+        return frozenset(self._touched)
+
     def rebased(self, view: memoryview) -> Baseline | None:
         """The same over an image of the memory as it is, to be laid under the guest; None while few pages differ.
 

@@ -84,12 +84,12 @@ class Letter:
 
 @frozen
 class Part:
-    """A piece of a run's log that is an object of its own.
+    """A piece of a run's log that is an object of its own, with the names of blobs.
 
     Attributes:
         name: The object's name.
         start: The first entry's number.
-        stop: One more than the last entry's.
+        stop: One more than the last entry's; no more than `start` where it holds nothing but names.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Head:
         entries: The newest log entries of the run.
         parts: Where those before them are, oldest first.
         blobs: Names of the run's blobs, and of their objects, as far as no part holds them.
+        gone: Names of blobs that parts hold and that were dropped.
         past: Former runs, and where their logs are.
         older: The object that holds the runs before those, or "".
         letters: Mail by id, oldest first.
@@ -136,6 +137,7 @@ class Head:
     entries: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
     parts: tuple[Part, ...] = ()
     blobs: Mapping[str, str] = field(factory=dict)
+    gone: frozenset[str] = frozenset()
     past: Mapping[str, tuple[Part, ...]] = field(factory=dict)
     older: str = ""
     letters: Mapping[str, Letter] = field(factory=dict)
@@ -314,6 +316,8 @@ def encode_head(head: Head, name: str) -> bytes:
         ]
     if head.outbox:
         fields["outbox"] = [_sent_as_json(one) for one in head.outbox]
+    if head.gone:
+        fields["gone"] = sorted(head.gone)
     for what in ("blobs", "older", "consumed", "deleted"):
         if value := getattr(head, what):
             fields[what] = value
@@ -359,7 +363,8 @@ def decode_head(sealed: bytes, name: str, what: str) -> Head:
             )
         if "parts" in fields or "past" in fields:
             past = {run: _of_json(parts) for run, parts in fields.get("past", {}).items()}
-            head = evolve(head, parts=_of_json(fields.get("parts", ())), past=past)
+            gone = frozenset(fields.get("gone", ()))
+            head = evolve(head, parts=_of_json(fields.get("parts", ())), past=past, gone=gone)
         if "outbox" in fields:
             head = evolve(head, outbox=tuple(_sent_of_json(one) for one in fields["outbox"]))
         others = {what: fields[what] for what in ("blobs", "older", "consumed", "deleted") if what in fields}

@@ -6,6 +6,7 @@ event loop, so it is atomic by construction. A worker is dead when its lease has
 
 from __future__ import annotations
 
+import heapq
 import secrets
 import time
 from collections import deque
@@ -86,7 +87,10 @@ class MemoryStore(Store):
         self._is_open = False
         self._numbers = 0
         self._instances: dict[Key, _Instance] = {}
-        self._free: dict[Key, _Instance] = {}  # open ones that nobody owns: what a claim looks through
+        self._free: dict[Key, _Instance] = {}  # open ones that nobody owns
+        self._mailed: dict[Key, _Instance] = {}  # those of them that have mail
+        self._alarms: list[tuple[int, int, Key]] = []  # a heap: when one of them may be claimed, and its number
+        self._ripe: dict[str, list[tuple[tuple[int, int], Key]]] = {}  # whose time has come: a heap for each queue
         self._owned: dict[str, dict[Key, _Instance]] = {}
         self._logs: dict[str, dict[int, bytes]] = {}
         self._blobs: dict[str, dict[str, bytes]] = {}
@@ -221,12 +225,29 @@ class MemoryStore(Store):
         """Keep in mind whose the instance is now."""
         if before is not None and before.columns.owner is not None:
             self._owned.get(before.columns.owner, {}).pop(stored.key, None)
+        self._mailed.pop(stored.key, None)
         if stored.columns.status in CLOSED or stored.columns.owner is not None:
             self._free.pop(stored.key, None)
         else:
             self._free[stored.key] = instance
+            if stored.mail > 0:
+                self._mailed[stored.key] = instance
+            self._set_alarms(instance.number, stored)
         if stored.columns.owner is not None:
             self._owned.setdefault(stored.columns.owner, {})[stored.key] = instance
+
+    def _set_alarms(self, number: int, stored: Stored) -> None:
+        """Have a claim look at a free instance when its time comes; what is outdated by then is seen to be so."""
+        for moment in _moments(stored.columns):
+            heapq.heappush(self._alarms, (moment, number, stored.key))
+        if len(self._alarms) > 4 * len(self._free) + 1000:  # whose times were changed again and again
+            self._alarms = [
+                (moment, instance.number, key)
+                for key, instance in self._free.items()
+                if instance.stored is not None
+                for moment in _moments(instance.stored.columns)
+            ]
+            heapq.heapify(self._alarms)
 
     def _put(self, change: Change, record: bytes, columns: Columns, stored: Stored | None) -> Won:
         key = change.key
@@ -252,6 +273,8 @@ class MemoryStore(Store):
         self._keep(change)
         for name in change.drops:
             self._blobs[change.run].pop(name, None)
+        for n in change.cuts:
+            self._logs[change.run].pop(n, None)
         return Won(version, mail)
 
     def _check_fresh(self, change: Change | Step, stored: Stored | None) -> None:
@@ -271,6 +294,7 @@ class MemoryStore(Store):
     def _delete(self, key: Key) -> None:
         instance = self._instances.pop(key)
         self._free.pop(key, None)
+        self._mailed.pop(key, None)
         if instance.stored is not None and instance.stored.columns.owner is not None:
             self._owned.get(instance.stored.columns.owner, {}).pop(key, None)
         for run in instance.runs:
@@ -344,6 +368,8 @@ class MemoryStore(Store):
             return Sent.CLOSED
         instance.letters[message.id] = evolve(message, sent=self.now())
         instance.stored = evolve(instance.stored, mail=instance.stored.mail + 1)
+        if message.key in self._free:
+            self._mailed[message.key] = instance
         touched.append(message.key)
         return Sent.ACCEPTED
 
@@ -380,10 +406,40 @@ class MemoryStore(Store):
     def _is_alive(self, worker: str) -> bool:
         return self._leases.get(worker, 0) > self._lease_clock()
 
-    def _unattended(self) -> list[_Instance]:
-        """What nobody owns, and what dead workers own."""
+    def _of_the_dead(self) -> list[_Instance]:
+        """What dead workers own."""
         dead = [owner for owner in self._owned if not self._is_alive(owner)]
-        return [*self._free.values(), *(instance for owner in dead for instance in self._owned[owner].values())]
+        return [instance for owner in dead for instance in self._owned[owner].values()]
+
+    def _first_due(self, queue: str, limit: int, now: int) -> list[_Instance]:
+        """Of what nobody owns in a queue and whose time has come, what a claim takes first."""
+        while self._alarms and self._alarms[0][0] <= now:
+            _, number, key = heapq.heappop(self._alarms)
+            instance = self._free.get(key)
+            if instance is not None and instance.stored is not None and instance.number == number:
+                self._ripens(instance, instance.stored, now)
+        ripe = self._ripe.get(queue, [])
+        first: dict[Key, _Instance] = {}
+        while ripe and len(first) < limit:
+            order, key = heapq.heappop(ripe)
+            instance = self._free.get(key)
+            if key in first or instance is None or instance.stored is None:
+                continue
+            columns = instance.stored.columns
+            if not claimable(columns, 0, now, owner_dead=True):
+                continue  # it was put off since, and has a new alarm
+            if (claim_order(columns, instance.number, now), columns.queue) == (order, queue):
+                first[key] = instance
+            else:
+                self._ripens(instance, instance.stored, now)
+        for instance in first.values():  # they are ripe until they are taken
+            if instance.stored is not None:
+                self._ripens(instance, instance.stored, now)
+        return list(first.values())
+
+    def _ripens(self, instance: _Instance, stored: Stored, now: int) -> None:
+        order = claim_order(stored.columns, instance.number, now)
+        heapq.heappush(self._ripe.setdefault(stored.columns.queue, []), (order, stored.key))
 
     @override
     async def claim(self, worker: str, queues: Sequence[str], limit: int) -> list[Claim]:
@@ -392,7 +448,9 @@ class MemoryStore(Store):
         if limit < 1 or not self._is_alive(worker):
             return []
         found: list[tuple[tuple[int, int], _Instance, Stored]] = []
-        for instance in self._unattended():
+        due = [instance for queue in queues for instance in self._first_due(queue, limit, now)]
+        unattended = [*due, *self._mailed.values(), *self._of_the_dead()]
+        for instance in {instance.number: instance for instance in unattended}.values():
             stored = instance.stored
             if stored is None or stored.columns.queue not in queues:
                 continue
@@ -475,6 +533,10 @@ class MemoryStore(Store):
         self._check_open()
         stored = (instance.stored for instance in self._instances.values())
         return [one for one in stored if one is not None and matches(where, one)]
+
+
+def _moments(columns: Columns) -> list[int]:
+    return [moment for moment in (columns.wake, columns.expires) if moment is not None]
 
 
 def _newest_first(stored: Stored) -> tuple[int, bytes]:

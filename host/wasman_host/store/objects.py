@@ -23,7 +23,7 @@ import json
 import secrets
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -75,10 +75,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectStore"]
 
+T = TypeVar("T")
+
 _TIMED = frozenset({Status.RUNNING, Status.WAITING, Status.PUBLISHING})
 _INLINE = 32 * 1024  # bytes of log entries that a head carries: what each step writes again
 _INLINE_ENTRIES = 256
 _INLINE_BLOBS = 64
+_NAMES = 256  # of blobs, in a part that holds nothing else: one that is full is not written again
 _LETTER = 8 * 1024  # bytes of mail that a head carries
 _PAST = 32  # former runs that a head carries
 _CELLS = 2000  # heads kept in mind, so that their owner need not read them before it writes them
@@ -335,6 +338,9 @@ class ObjectStore(Store):
         if before is not None:
             gone = [before.letters[message].name for message in change.consumes]
             gone += await self._dropped(change, before)
+            if change.cuts:
+                needed = {part.name for part in head.parts}
+                gone += [part.name for part in before.parts if part.name not in needed]
             await self._tidy(name for name in gone if name)
         await self._settle(cell, born=before is None)
         if moved:
@@ -379,7 +385,11 @@ class ObjectStore(Store):
         elif change.run != head.run:
             head = await self._next_run(change, head, draft)
         if change.drops:
-            head = evolve(head, blobs={name: at for name, at in head.blobs.items() if name not in change.drops})
+            gone = head.gone.union(name for name in change.drops if name not in head.blobs) if head.parts else head.gone
+            left = {name: at for name, at in head.blobs.items() if name not in change.drops}
+            head = evolve(head, blobs=left, gone=gone)
+        if change.cuts:
+            head = await self._cut(change, head, draft)
         letters, consumed = head.letters, self._remembered(head)
         if change.consumes:
             letters = {id_: letter for id_, letter in letters.items() if id_ not in change.consumes}
@@ -426,11 +436,52 @@ class ObjectStore(Store):
 
     async def _spilled(self, head: Head, nonce: str, draft: _Draft) -> Head:
         """The head with what it carries of its log in an object."""
+        part = await self._write_part(head, head.entries, head.blobs, nonce, draft)
+        return evolve(head, entries=(), blobs={}, parts=(*head.parts, part))
+
+    async def _write_part(
+        self, head: Head, entries: Sequence[tuple[int, bytes]], blobs: Mapping[str, str], nonce: str, draft: _Draft
+    ) -> Part:
         folder = heads.folder_of(head.key)
         name = f"{folder}/{head.life}-l-{head.version:x}-{heads.word(nonce)}-{heads.word(head.run)}"
-        await self._write(name, heads.seal_object(name, heads.encode_part(head.entries, head.blobs)), draft)
-        start, stop = (head.entries[0][0], head.entries[-1][0] + 1) if head.entries else (0, 0)
-        return evolve(head, entries=(), blobs={}, parts=(*head.parts, Part(name, start, stop)))
+        await self._write(name, heads.seal_object(name, heads.encode_part(entries, blobs)), draft)
+        start, stop = (entries[0][0], entries[-1][0] + 1) if entries else (0, 0)
+        return Part(name, start, stop)
+
+    async def _cut(self, change: Change, head: Head, draft: _Draft) -> Head:
+        """The head without some entries of its log: what the parts that held them hold besides goes into new ones."""
+        cuts = change.cuts
+        entries: list[tuple[int, bytes]] = []
+        names: dict[str, str] = {}
+        parts: list[Part] = []
+        indexes: list[Part] = []
+        whole: list[Part] = []
+        for part in head.parts:
+            if part.start >= part.stop:
+                indexes.append(part)
+            elif part.start < cuts.stop and part.stop > cuts.start:
+                held, blobs = await self._part(part, head)
+                entries += [(n, entry) for n, entry in held if n not in cuts]
+                names.update(blobs)
+            else:
+                (parts if part.stop <= cuts.start else whole).append(part)
+        if indexes and names and len(blobs := (await self._part(indexes[-1], head))[1]) < _NAMES:
+            del indexes[-1]
+            names = {**blobs, **names}
+        kept = {name: at for name, at in names.items() if name not in head.gone}
+        before = [entry for entry in entries if entry[0] < cuts.start]
+        behind = [entry for entry in entries if entry[0] >= cuts.stop]
+        for place, (piece, blobs) in enumerate(((before, {}), ([], kept), (behind, {}))):
+            if not piece and not blobs:
+                continue
+            part = await self._write_part(head, piece, blobs, f"{change.nonce}-{place}", draft)
+            (parts, indexes, whole)[place].append(part)
+        return evolve(
+            head,
+            entries=tuple((n, entry) for n, entry in head.entries if n not in cuts),
+            parts=tuple(sorted([*parts, *indexes, *whole], key=lambda part: part.start)),
+            gone=head.gone.difference(names),
+        )
 
     async def _next_run(self, change: Change, head: Head, draft: _Draft) -> Head:
         """The head with its run among the former ones."""
@@ -444,7 +495,7 @@ class ObjectStore(Store):
             name = f"{heads.folder_of(head.key)}/{head.life}-r-{head.version:x}-{heads.word(change.nonce)}"
             await self._write(name, heads.seal_object(name, heads.encode_past(past, older)), draft)
             past, older = {}, name
-        return evolve(head, parts=(), past=past, older=older)
+        return evolve(head, parts=(), gone=frozenset(), past=past, older=older)
 
     async def _flush(self, cell: _Cell) -> _Cell | None:
         """Deliver what a head has to send, and take it out of the head. None where somebody has moved the head on."""
@@ -507,9 +558,14 @@ class ObjectStore(Store):
 
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
-        head = await self._head_of(run)
-        parts = None if head is None else await self._parts_of(head, run)
-        if head is None or parts is None:
+        async def rows(head: Head) -> builtins.list[tuple[int, bytes]]:
+            return await self._rows(head, run, start, stop)
+
+        return await self._looked(run, rows) or []
+
+    async def _rows(self, head: Head, run: str, start: int, stop: int | None) -> builtins.list[tuple[int, bytes]]:
+        parts = await self._parts_of(head, run)
+        if parts is None:
             return []
         rows: list[tuple[int, bytes]] = []
         for part in parts:
@@ -521,10 +577,25 @@ class ObjectStore(Store):
 
     @override
     async def blob(self, run: str, name: str) -> bytes | None:
-        head = await self._head_of(run)
-        at = None if head is None else await self._place_of(head, run, name)
+        async def place(head: Head) -> str | None:
+            return await self._place_of(head, run, name)
+
+        at = await self._looked(run, place)
         found = None if at is None else await self.backend.get(at)
         return None if found is None else found.data
+
+    async def _looked(self, run: str, look: Callable[[Head], Awaitable[T]]) -> T | None:
+        """What is found in the parts of a run's log; in those of a newer head where a cut has just replaced them."""
+        head = await self._head_of(run)
+        while head is not None:
+            try:
+                return await look(head)
+            except CorruptSnapshotError:
+                newer = await self._head_of(run)
+                if newer is not None and newer.parts == head.parts:
+                    raise
+                head = newer
+        return None
 
     async def _place_of(self, head: Head, run: str, name: str) -> str | None:
         """The object that holds a blob."""

@@ -161,6 +161,7 @@ class Change:
         entries: Log entries to append, as (n, sealed entry), n rising without a gap.
         blobs: Immutable bytes to keep with the run.
         drops: Names of the run's blobs that nothing names any more.
+        cuts: Numbers of the run's log entries to delete, rising by one; what else must be known of them is in `blobs`.
         consumes: Ids of the mail that this change takes.
         sends: Messages for other instances, delivered in the same transaction after `creates`; one whose receiver is
             closed or absent, or has it already, is dropped.
@@ -177,6 +178,7 @@ class Change:
     entries: Sequence[tuple[int, bytes]] = ()
     blobs: Sequence[Blob] = ()
     drops: Sequence[str] = ()
+    cuts: range = range(0)
     consumes: Sequence[str] = ()
     sends: Sequence[Message] = ()
     creates: Sequence[Change] = ()

@@ -78,14 +78,22 @@ def _contradiction(change: Change) -> str | None:
         return "run and nonce must not be empty"
     if (change.record is None) != (change.columns is None):
         return "record and columns come together, or neither does"
-    if change.record is None and (change.entries or change.blobs or change.drops or change.consumes):
-        return "a deletion keeps nothing, so it has no entries, blobs or consumed mail"
+    if change.record is None and (change.entries or change.blobs or change.drops or change.cuts or change.consumes):
+        return "a deletion keeps nothing, so it has no entries, blobs, cuts or consumed mail"
     if change.expected is None and (change.record is None or change.consumes):
         return "a new instance has a record, and no mail that it could consume"
     if len(change.consumes) > 1 and len(set(change.consumes)) < len(change.consumes):
         return "a message is consumed twice"
     if _has_gap(change.entries):
         return "the numbers of its log entries have a gap"
+    return _wrong_cut(change) if change.cuts else None
+
+
+def _wrong_cut(change: Change) -> str | None:
+    if change.expected is None or change.expected[0] != change.run:
+        return "a new run has no log entries that it could cut"
+    if change.cuts.step != 1 or any(n in change.cuts for n, _ in change.entries):
+        return "what it cuts of the log has gaps, or is what it appends"
     return None
 
 

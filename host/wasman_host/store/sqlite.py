@@ -364,6 +364,9 @@ class SqliteStore(Store, Transactions):
             self._add_blobs(change, run)
         for name in change.drops:
             db.execute(sql.DROP_BLOB, (run, name))
+        if change.cuts:
+            self._write_entries()  # what members before this one have appended may be cut as well
+            db.execute(sql.CUT_ENTRIES, (run, change.cuts.start, change.cuts.stop))
         for n, entry in change.entries:
             self._entries.append((run, n, entry))
 

@@ -34,6 +34,7 @@ MOVE = """update instance set version = version + 1, nonce = ?, tail = ?, takeov
 
 ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
 ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
+CUT_ENTRIES = "delete from log where run = ? and n >= ? and n < ?"
 DROP_BLOB = "delete from blob where run = ? and name = ?"
 ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
 ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"math/rand"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ var (
 	_ = wasman.Workflow("ticks", ticks)
 	_ = wasman.Workflow("receives", receives)
 	_ = wasman.Workflow("fanout", fanout)
+	_ = wasman.Workflow("wide", wide)
+	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
@@ -229,6 +232,66 @@ func fanout(ctx context.Context, count int) (int, error) {
 		if answer == strconv.Itoa(n) {
 			total++
 		}
+	}
+	return total, nil
+}
+
+// wide is goroutines that call, each again and again.
+func wide(ctx context.Context, given Drawn) (int, error) {
+	done := make(chan int)
+	for i := range given.Width {
+		go func() {
+			for step := range given.Steps {
+				if _, err := echo.Do(ctx, strconv.Itoa(i)+"."+strconv.Itoa(step)); err != nil {
+					panic(err)
+				}
+			}
+			done <- given.Steps
+		}()
+	}
+	total := 0
+	for range given.Width {
+		total += <-done
+	}
+	return total, nil
+}
+
+// copies reads two sources in turn, a chunk each, into the other's sink, and calls between the chunks.
+func copies(ctx context.Context, chunk int) (int, error) {
+	total := 0
+	buffer := make([]byte, chunk)
+	open := map[string]string{"left": "to_right", "right": "to_left"}
+	for len(open) > 0 {
+		for _, source := range []string{"left", "right"} {
+			target, more := open[source]
+			if !more {
+				continue
+			}
+			n, err := wasman.Source(source).Read(buffer)
+			if err == io.EOF {
+				delete(open, source)
+				if err := wasman.Sink(target).Close(); err != nil {
+					return total, err
+				}
+				continue
+			}
+			if err != nil {
+				return total, err
+			}
+			if _, err := wasman.Sink(target).Write(buffer[:n]); err != nil {
+				return total, err
+			}
+			total += n
+			if _, err := echo.Do(ctx, strconv.Itoa(total)); err != nil {
+				return total, err
+			}
+		}
+	}
+	if _, err := wasman.Sink("to_left").Write(buffer[:1]); err == nil {
+		return total, wasman.Fail("a closed sink was written to")
+	}
+	if _, err := wasman.Source("nowhere").Read(buffer); err == nil {
+		return total, wasman.Fail("a source was read that is not there")
 	}
 	return total, nil
 }
