@@ -25,6 +25,7 @@ import anyio.lowlevel
 from attrs import evolve
 
 from wasman_host.archive import Archive
+from wasman_host.blocking import Blocking
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -551,7 +552,7 @@ class Instance:
         if self._origin is not None:
             machine.pin_image(self._origin.digest)
         # Without an image its initialisation belongs to the run, which only a replay repeats.
-        kept = module.turns or module.asyncified is not None or module.reentrant or pinned.resume == "checkpoint"
+        kept = module.turns or module.continues or module.reentrant or pinned.resume == "checkpoint"
         self._reentrant = kept and self._origin is not None
         if module.turns and self._origin is None:
             message = f"module {module.digest[:12]} cannot be kept between its turns: {module.snapshots}"
@@ -571,7 +572,9 @@ class Instance:
         self._suspended, self._answered, self._computed = None, 0, 0.0
         if module.turns and self._origin is not None:
             self.turns = Turns(self, self._origin.block, None if restored is None else restored.state["turns"])
-        elif restored is not None and module.asyncified is not None:
+        elif module.version:
+            self.turns = Blocking(self, 0, None)
+        elif restored is not None and module.continues:
             self._suspended = Suspended.from_json(restored.state["suspended"])
             if restored.state["asking"]:
                 machine.asks_again()
@@ -596,7 +599,7 @@ class Instance:
         guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
         guest.transfer = self._transfer
         if self.turns is not None:
-            guest.exchange, world.turns = self.turns.exchange, True
+            guest.exchange, world.turns = self.turns.exchange, module.turns
         self._engine.residents.enters(self)
         baseline: Baseline | None = None
         if restored is not None:
@@ -638,19 +641,26 @@ class Instance:
         if self.turns is not None:
             await self.turns.run()
             return
-        initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
-        ended: Ended | Trapped = Ended()
-        for name in (*initialisers, self._entry):
-            ended = await self._drive(name, self._arguments() if name == self._entry else ())
-            if isinstance(ended, Trapped) or ended.code:
-                await self.fail(self.failure_of(ended))
-                return
+        ended = await self.drive()
+        if isinstance(ended, Trapped) or ended.code:
+            await self.fail(self.failure_of(ended))
+            return
         assert isinstance(ended, Ended), "a trap has ended the run"
         early = self.machine.finished_early()
         if early is not None:
             raise early
         result = self.machine.result or self._integers(ended.values)
         await self.finish(result)
+
+    async def drive(self) -> Ended | Trapped:
+        """Call what initialises the guest, where that belongs to the run, then its entry: how it ends."""
+        initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
+        ended: Ended | Trapped = Ended()
+        for name in (*initialisers, self._entry):
+            ended = await self._drive(name, self._arguments() if name == self._entry else ())
+            if isinstance(ended, Trapped) or ended.code:
+                break
+        return ended
 
     async def _drive(self, name: str, arguments: Sequence[int]) -> Ended | Trapped:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
@@ -806,6 +816,9 @@ class Instance:
                 if moved is None:
                     return abi_v1.UNKNOWN
                 return abi_v1.NOT_ALLOWED if moved < 0 else moved
+            case abi_v1.Wait() as wait:
+                assert isinstance(self.turns, Blocking), "only such guests are parked in it"
+                return await self.turns.wait(wait)
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):
@@ -903,7 +916,7 @@ class Instance:
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
         machine = self.machine
-        if not self._reentrant or machine.replaying or self._module.asyncified is not None:
+        if not self._reentrant or machine.replaying or self._module.continues:
             return
         token = await self._streams.sync(machine)
         checkpoints = self.checkpoints
@@ -934,6 +947,7 @@ class Instance:
         marks = self._module.asyncified
         return (
             marks is not None
+            and self._module.continues
             and self._reentrant
             and guest.waits_in is not None
             and guest.waits_in[0] in marks.imports

@@ -321,3 +321,100 @@ async def test_logged_lines_are_not_repeated_when_turns_are(
         await lab.complete(Ledger().activity(), answers("slow", slow))
     assert caplog.text.count("the first") == 1
     assert caplog.text.count("the last") == 2  # nobody knows whether the turn behind the last entry was begun
+
+
+# The blocking form
+
+BLOCKING = """
+ (import "wasman" "flush" (func $flush (param i32 i32) (result i32)))
+ (import "wasman" "wait" (func $wait (param i32 i32 i64) (result i32)))
+ (import "wasman" "now" (func $now (result i64)))
+ (import "wasman" "result_len" (func $result_len (param i32) (result i32)))
+ (import "wasman" "result_read" (func $result_read (param i32 i32 i32 i32) (result i32)))
+ (memory (export "memory") 2)
+ (func (export "wasman_abi") (result i32) (i32.const 1))
+ (func $say (param $what i32) (i32.store (i32.load (i32.const 0)) (local.get $what))
+  (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 4))))"""
+
+
+def shown(data: bytes) -> str:
+    return "".join(f"\\{byte:02x}" for byte in data)
+
+
+def blocking(body: str, *commands: bytes) -> bytes:
+    """A guest whose `run` is `body`; command n stands at 1024 * (n + 1), and (call $say) notes a number at 32768."""
+    data = "".join(f'(data (i32.const {1024 * (n + 1)}) "{shown(one)}")' for n, one in enumerate(commands))
+    begin = "(i32.store (i32.const 0) (i32.const 32768))"
+    return wat.module(f'{BLOCKING} {data} (func (export "run") (local $i i32) {begin} {body})')
+
+
+def flushed(n: int, command: bytes) -> str:
+    return f"(drop (call $flush (i32.const {1024 * (n + 1)}) (i32.const {len(command)})))"
+
+
+async def test_a_guest_waits_for_one_of_several_with_its_stack_standing(lab: MemoryLab, asked: list[int]) -> None:
+    go_on = anyio.Event()
+
+    async def slow(call: ActivityCall) -> bytes:
+        await go_on.wait()
+        return call.request
+
+    def quick(_: ActivityCall) -> bytes:
+        raise LookupError("no")
+
+    commands = [call(0, "slow", b"12"), call(1, "quick"), receive(2, "mail")]
+    body = "".join(flushed(n, one) for n, one in enumerate(commands))
+    body += "(i32.store (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 1))"
+    body += "(i32.store (i32.const 520) (i32.const 2))"
+    soon = "(i64.add (call $now) (i64.const 20000000))"
+    body += "(call $say (call $wait (i32.const 512) (i32.const 2) (i64.const -1)))"
+    body += "(call $say (i32.and (call $result_len (i32.const 1)) (i32.const 0x40000000)))"
+    body += "(drop (call $result_read (i32.const 1) (i32.const 0) (i32.const 60000) (i32.const 1000)))"
+    body += "(call $say (call $result_len (i32.const 1)))"
+    body += f"(call $say (call $wait (i32.const 512) (i32.const 1) {soon}))"
+    body += "(call $say (call $wait (i32.const 520) (i32.const 1) (i64.const -1)))"
+    body += "(call $say (call $wait (i32.const 512) (i32.const 1) (i64.const -1)))"
+    body += "(call $say (call $result_read (i32.const 0) (i32.const 0) (i32.const 60000) (i32.const 10)))"
+    body += "(i32.store (i32.const 524) (i32.const 9))"
+    body += "(call $say (call $wait (i32.const 524) (i32.const 1) (i64.const -1)))"
+    await lab.start(blocking(body, *commands))
+    async with lab.worker(answers("slow", slow), answers("quick", quick)):
+        while (await lab.look()).entries < 3:  # the failure, and the deadline
+            await anyio.sleep(0.01)
+        await lab.signal("mail", "x")
+        while (await lab.look()).entries < 4:
+            await anyio.sleep(0.01)
+    async with lab.worker(answers("slow", slow), answers("quick", quick)):  # from the start, by the log
+        await anyio.sleep(0.05)
+        go_on.set()
+        assert await lab.result() is None
+    assert asked[:8] == [1, 0x40000000, TAKEN, 1, 0, 0, 2, UNKNOWN]
+
+
+async def test_a_loop_of_calls_is_replayed_without_being_called_again(lab: MemoryLab) -> None:
+    ledger = Ledger()
+    one = call(0, "note", b"1")
+    number = "(i32.store (i32.const 1028) (local.get $i)) (i32.store (i32.const 512) (local.get $i))"
+    body = (
+        f"(loop $again {number} {flushed(0, one)} (drop (call $wait (i32.const 512) (i32.const 1) (i64.const -1)))"
+        "(local.set $i (i32.add (local.get $i) (i32.const 1))) (br_if $again (i32.lt_u (local.get $i) (i32.const 9))))"
+    )
+    await lab.start(blocking(body, one))
+    for at in (3, 4, 5):
+        await lab.dies(ledger.activity(), at=at)
+    assert await lab.complete(ledger.activity()) is None
+    assert sorted(int(key.rpartition("/")[2]) for key in dict.fromkeys(ledger.keys)) == list(range(9))
+
+
+async def test_a_blocking_guest_ends_at_its_complete_and_hears_of_a_cancel_once(lab: MemoryLab) -> None:
+    mail, done = receive(0, "mail"), complete(b'"ended"')
+    body = (
+        f"{flushed(0, mail)} (i32.store (i32.const 512) (i32.const 0))"
+        "(if (i32.eq (call $wait (i32.const 512) (i32.const 1) (i64.const -1)) (i32.const -5)) (then "
+        f"{flushed(1, done)} (unreachable))) (unreachable)"
+    )
+    await lab.start(blocking(body, mail, done))
+    async with lab.worker():
+        await lab.until(Status.RUNNING, Status.WAITING)
+        await lab.cancel()
+        assert await lab.result() == "ended"

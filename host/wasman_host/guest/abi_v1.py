@@ -241,7 +241,7 @@ class Exchange:
     Attributes:
         input: What the run was started with.
         session: Its session as JSON.
-        flushed: Commands that the guest has handed over before the end of its turn.
+        take: Called with commands that the guest hands over at once.
         untaken: Answers that were announced and not taken, by operation: (bytes, whether it is a failure).
         issued: How many operations the guest has asked for.
         open: Those of them that are not answered.
@@ -249,22 +249,16 @@ class Exchange:
         log: Called with level, message and attributes.
     """
 
-    __slots__ = ("flushed", "input", "issued", "log", "open", "session", "turns", "untaken")
+    __slots__ = ("input", "issued", "log", "open", "session", "take", "turns", "untaken")
 
-    def __init__(self, log: Callable[[int, str, bytes], None], *, turns: bool) -> None:
+    def __init__(self, log: Callable[[int, str, bytes], None], take: Callable[[bytes], None], *, turns: bool) -> None:
         self.input = self.session = b"null"
-        self.flushed = bytearray()
+        self.take = take
         self.untaken: dict[int, tuple[bytes, bool]] = {}
         self.issued = 0
         self.open: Container[int] = ()
         self.turns = turns
         self.log = log
-
-    def take_flushed(self) -> bytes:
-        """What was flushed, which is forgotten here."""
-        flushed = bytes(self.flushed)
-        self.flushed.clear()
-        return flushed
 
     def answer(self, operation: int) -> bytes | int:
         """The bytes that `operation` stands for, or an error code."""
@@ -315,11 +309,10 @@ def _flush(guest: Guest, pointer: int, length: int) -> int:
     exchange = _exchange(guest, "flush")
     if exchange is None:
         return NOT_ALLOWED
-    view = guest.view(pointer, length)
-    if view is None:
+    given = guest.read(pointer, length)
+    if given is None:
         return BAD_POINTER
-    exchange.flushed += view
-    exchange.flushed += bytes(-len(exchange.flushed) & 7)
+    exchange.take(given)
     return 0
 
 

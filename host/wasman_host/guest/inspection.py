@@ -137,7 +137,7 @@ def _comeback(module: GuestModule, unfinished: str, resume: str) -> Comeback:
             "replay with initialisation",
             f"its initialisation calls {unfinished}, so it belongs to each run and there is no image to restore",
         )
-    if module.asyncified is not None:
+    if module.continues and module.asyncified is not None:
         return Comeback(
             "continuation",
             f"it was asyncified: as it waits in {' or '.join(module.asyncified.imports)} its stack can be kept, and "

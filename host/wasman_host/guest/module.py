@@ -252,6 +252,11 @@ class GuestModule:
         """The ABI that it is written for, by what it exports; 0 also where it imports nothing of wasman's."""
         return 1 if _ABI in self.binary.functions else 0
 
+    @property
+    def continues(self) -> bool:
+        """Whether its guests can be kept in the middle of a call. Those of ABI v1 that block are replayed."""
+        return self.asyncified is not None and self.version == 0
+
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
         return [*([START_EXPORT] if self.binary.has_start else []), *_initialisers(self.binary, entry)]
