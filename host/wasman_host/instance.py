@@ -24,6 +24,7 @@ import anyio.lowlevel
 from attrs import evolve
 
 from wasman_host.archive import Archive
+from wasman_host.blocking import Blocking
 from wasman_host.calls import Calls, GivenUp, respond
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
@@ -550,6 +551,8 @@ class Instance:
         machine.remember(first, None if restored is None else restored.state, entries)
         if module.turns and self._origin is not None:
             self.turns = Turns(self, self._origin.block, None if restored is None else restored.state["turns"])
+        elif module.version:
+            self.turns = Blocking(self, 0, None)
         self._make_guest(restored)
         if restored is not None:
             self._streams.token = restored.state.get("token")
@@ -571,7 +574,7 @@ class Instance:
         guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
         guest.transfer = self._transfer
         if self.turns is not None:
-            guest.exchange, world.turns = self.turns.exchange, True
+            guest.exchange, world.turns = self.turns.exchange, module.turns
         self._engine.residents.enters(self)
         baseline: Baseline | None = None
         if restored is not None:
@@ -612,19 +615,26 @@ class Instance:
         if self.turns is not None:
             await self.turns.run()
             return
-        initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
-        ended: Ended | Trapped = Ended()
-        for name in (*initialisers, self._entry):
-            ended = await self._drive(name, self._arguments() if name == self._entry else ())
-            if isinstance(ended, Trapped) or ended.code:
-                await self.fail(self.failure_of(ended))
-                return
+        ended = await self.drive()
+        if isinstance(ended, Trapped) or ended.code:
+            await self.fail(self.failure_of(ended))
+            return
         assert isinstance(ended, Ended), "a trap has ended the run"
         early = self.machine.finished_early()
         if early is not None:
             raise early
         result = self.machine.result or self._integers(ended.values)
         await self.finish(result)
+
+    async def drive(self) -> Ended | Trapped:
+        """Call what initialises the guest, where that belongs to the run, then its entry: how it ends."""
+        initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
+        ended: Ended | Trapped = Ended()
+        for name in (*initialisers, self._entry):
+            ended = await self._drive(name, self._arguments() if name == self._entry else ())
+            if isinstance(ended, Trapped) or ended.code:
+                break
+        return ended
 
     async def _drive(self, name: str, arguments: Sequence[int]) -> Ended | Trapped:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
@@ -760,6 +770,9 @@ class Instance:
                 if moved is None:
                     return abi_v1.UNKNOWN
                 return abi_v1.NOT_ALLOWED if moved < 0 else moved
+            case abi_v1.Wait() as wait:
+                assert isinstance(self.turns, Blocking), "only such guests are parked in it"
+                return await self.turns.wait(wait)
             case Sleep() as sleep:
                 return await self._sleep(guest, sleep)
             case abi_v0.Refused(type=kind, message=message):

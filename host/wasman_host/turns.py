@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from wasman_host.record import Cancel, KeptSignal
     from wasman_host.store.protocol import Key
 
-__all__ = ["Turns"]
+__all__ = ["GuestEnded", "Turns"]
 
 _EVENT = 24  # bytes of the inbox that an event takes at least
 _POLITE = 64  # repeated turns between two turns of the event loop
@@ -61,7 +61,7 @@ _TICKS = 1000  # turns in a row that do nothing but count time, until that is sa
 _LEVELS = ((8, logging.ERROR), (4, logging.WARNING), (0, logging.INFO))
 
 
-class _Ended(Exception):  # noqa: N818  not an error of the host
+class GuestEnded(Exception):  # noqa: N818  not an error of the host
     """The guest has trapped, or exited."""
 
     def __init__(self, outcome: Ended | Trapped) -> None:
@@ -105,6 +105,8 @@ class Turns:
         "operations",
     )
 
+    _in_turns = True
+
     def __init__(self, instance: Instance, block: int, state: Mapping[str, Any] | None) -> None:
         """Nothing runs yet.
 
@@ -117,8 +119,9 @@ class Turns:
         self._block = block
         self._said: Block | None = None  # after the last turn
         self._most = abi_v1.INBOX // _EVENT - 2  # of one turn: a cancel and the deadline may come with them
-        self.exchange = Exchange(self._log, turns=True)
+        self.exchange = Exchange(self._log, self._take, turns=self._in_turns)
         self.operations = Operations() if state is None else Operations.of_state(state, self.exchange)
+        self.exchange.open = self.operations.open
         self._turns = 0  # since the last snapshot
         self._spent = 0.0  # seconds of processor time since then
         self._ticks = 0
@@ -187,7 +190,7 @@ class Turns:
         problem: Exception | None = None
         try:
             await self._repeat()
-        except _Ended as ended:
+        except GuestEnded as ended:
             problem = ended
         if problem is None and self.operations.end is None:
             async with anyio.create_task_group() as tasks:
@@ -201,7 +204,7 @@ class Turns:
                     problem = error
                 tasks.cancel_scope.cancel()
         self._tasks = None
-        if isinstance(problem, _Ended):
+        if isinstance(problem, GuestEnded):
             await self._instance.fail(self._instance.failure_of(problem.outcome))
         elif problem is not None:
             raise problem
@@ -283,23 +286,26 @@ class Turns:
         if not isinstance(outcome, Ended):
             outcome = await self._instance.driven(outcome)
         if not isinstance(outcome, Ended) or not outcome.values:
-            raise _Ended(outcome)
+            raise GuestEnded(outcome)
         if outcome.values[0]:
             raise self._protocol(f"gives {outcome.values[0]} for a turn, and 0 means that all is well")
         self._said = block = Block.read(guest, self._block)
         outbox = guest.view(block.outbox, block.length)
         if outbox is None:
             raise self._protocol(f"has its outbox at {block.outbox:#x}, which is not inside its memory")
-        try:
-            if self.exchange.flushed:
-                self.operations.take(self.exchange.take_flushed(), machine)
-            self.operations.take(outbox, machine)
-        except MalformedError as error:
-            raise self._protocol(str(error)) from error
+        self._take(outbox)
         self.operations.deadline, self.operations.stuck = block.deadline, block.stuck
         self._turns += 1
         self._spent += time.thread_time() - began
         self._resting = True
+
+    def _take(self, commands: bytes | memoryview) -> None:
+        """What the guest asks for."""
+        try:
+            self.operations.take(commands, self._machine)
+        except MalformedError as error:
+            raise self._protocol(str(error)) from error
+        self.exchange.issued = self._machine.operations
 
     def _protocol(self, what: str) -> GuestProtocolError:
         message = (
@@ -348,6 +354,7 @@ class Turns:
     def pulls(self) -> None:
         """What the run was started with is here: the guest may read it."""
         machine = self._machine
+        self.exchange.issued = machine.operations
         if machine.positions is None:
             machine.positions = {}  # it names its streams
         self.exchange.input = machine.input.content if machine.input is not None else b"null"
@@ -451,6 +458,17 @@ class Turns:
 
     async def _deliver(self, deliveries: list[Delivery], cancel: Cancel | None) -> None:
         """Make it durable, then give it to the guest."""
+        instance, operations = self._instance, self.operations
+        deliveries = await self._committed(deliveries, cancel)
+        if instance.guest is None:
+            await instance.revive()
+        await self._turn(deliveries)
+        self._count_ticks(deliveries)
+        if operations.end is None and instance.keeps(self._turns, self._spent):
+            await self.keep()
+
+    async def _committed(self, deliveries: list[Delivery], cancel: Cancel | None) -> list[Delivery]:
+        """Make it durable; what the guest is to be given."""
         instance, machine, operations = self._instance, self._machine, self.operations
         self._resting = False  # what is durable from here on is not in the guest's memory yet
         operations.answered(deliveries)
@@ -464,16 +482,8 @@ class Turns:
         under_way = [(asked.number, asked.name) for asked in operations.calls()] if machine.takeovers else ()
         await self.commit(lambda: machine.delivered(logged, now, cancel, under_way))
         if any(one.payload is not None and (one.payload.data is None or one.payload.codec) for one in deliveries):
-            deliveries = [await self._loaded(one) for one in deliveries]
-        if instance.guest is None:
-            await instance.revive()
-        await self._turn(deliveries)
-        self._count_ticks(deliveries)
-        for number in operations.cancelled:
-            if number in self._running:
-                self._running[number].cancel()
-        if operations.end is None and instance.keeps(self._turns, self._spent):
-            await self.keep()
+            return [await self._loaded(one) for one in deliveries]
+        return deliveries
 
     def _count_ticks(self, deliveries: Sequence[Delivery]) -> None:
         only_time = len(deliveries) == 1 and deliveries[0].kind == "fired" and not self._machine.has_asked
@@ -501,9 +511,12 @@ class Turns:
 
     # Calls
 
-    def _begin_calls(self) -> _ConcurrentCall | None:
+    def _begin_calls(self, *, alone: bool = True) -> _ConcurrentCall | None:
         """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""
         operations = self.operations
+        for number in operations.cancelled:
+            if number in self._running:
+                self._running[number].cancel()
         if len(self._running) >= len(operations.open):
             return None
         waiting = {delivery.operation for delivery in self._ready}
@@ -518,7 +531,7 @@ class Turns:
             call = _ConcurrentCall(self, self._instance, asked)
             call.calls.check(asked)
             self._running[asked.number] = call.scope
-            if len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
+            if alone and len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
                 return call
             self._tasks.start_soon(self._perform, call)
         return None

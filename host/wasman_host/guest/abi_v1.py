@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wasman_host.guest.imports import HostFunction, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from wasman_host.guest.live import Guest
 
@@ -241,28 +241,24 @@ class Exchange:
     Attributes:
         input: What the run was started with.
         session: Its session as JSON.
-        flushed: Commands that the guest has handed over before the end of its turn.
+        take: Called with commands that the guest hands over at once.
         untaken: Answers that were announced and not taken, by operation: (bytes, whether it is a failure).
         issued: How many operations the guest has asked for.
+        open: Those of them that are not answered.
         turns: Whether its form is that of turns.
         log: Called with level, message and attributes.
     """
 
-    __slots__ = ("flushed", "input", "issued", "log", "session", "turns", "untaken")
+    __slots__ = ("input", "issued", "log", "open", "session", "take", "turns", "untaken")
 
-    def __init__(self, log: Callable[[int, str, bytes], None], *, turns: bool) -> None:
+    def __init__(self, log: Callable[[int, str, bytes], None], take: Callable[[bytes], None], *, turns: bool) -> None:
         self.input = self.session = b"null"
-        self.flushed = bytearray()
+        self.take = take
         self.untaken: dict[int, tuple[bytes, bool]] = {}
         self.issued = 0
+        self.open: Container[int] = ()
         self.turns = turns
         self.log = log
-
-    def take_flushed(self) -> bytes:
-        """What was flushed, which is forgotten here."""
-        flushed = bytes(self.flushed)
-        self.flushed.clear()
-        return flushed
 
     def answer(self, operation: int) -> bytes | int:
         """The bytes that `operation` stands for, or an error code."""
@@ -273,7 +269,9 @@ class Exchange:
         found = self.untaken.get(operation)
         if found is not None:
             return found[0]
-        return UNKNOWN
+        if operation >= self.issued:
+            return UNKNOWN
+        return NOT_READY if operation in self.open else TAKEN
 
 
 def _exchange(guest: Guest, name: str) -> Exchange | None:
@@ -311,11 +309,10 @@ def _flush(guest: Guest, pointer: int, length: int) -> int:
     exchange = _exchange(guest, "flush")
     if exchange is None:
         return NOT_ALLOWED
-    view = guest.view(pointer, length)
-    if view is None:
+    given = guest.read(pointer, length)
+    if given is None:
         return BAD_POINTER
-    exchange.flushed += view
-    exchange.flushed += bytes(-len(exchange.flushed) & 7)
+    exchange.take(given)
     return 0
 
 

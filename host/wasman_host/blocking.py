@@ -1,0 +1,114 @@
+"""The run of a guest of ABI v1 that waits with its stack standing: in the import `wait`, where it is parked.
+
+What has happened is committed and kept for it until it takes it. Its stack cannot be kept, so a run is taken up again
+by repeating it: every `wait` is given what the log says that it was given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+from pydantic_core import to_json
+from typing_extensions import override
+
+from wasman_host.guest import abi_v1
+from wasman_host.guest.abi_v1 import CompleteCommand
+from wasman_host.guest.imports import StopGuest
+from wasman_host.guest.live import Ended
+from wasman_host.turns import GuestEnded, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wasman_host.guest.abi_v1 import Wait
+    from wasman_host.oplog import Delivery
+
+__all__ = ["Blocking"]
+
+_POLITE = 64  # repeated waits between two turns of the event loop
+
+
+class Blocking(Turns):
+    """Lives one run of a guest of the blocking form."""
+
+    __slots__ = ("_repeated",)
+
+    _in_turns = False
+
+    @override
+    async def run(self) -> None:
+        problem: Exception | None = None
+        self._repeated = 0
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            try:
+                outcome = await self._instance.drive()
+                if not isinstance(outcome, Ended) or outcome.code:
+                    problem = GuestEnded(outcome)
+            except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
+                problem = error
+            tasks.cancel_scope.cancel()
+        self._tasks = None
+        if isinstance(problem, GuestEnded):
+            await self._instance.fail(self._instance.failure_of(problem.outcome))
+        elif problem is not None:
+            raise problem
+        else:
+            if self.operations.end is None:
+                self.operations.end = CompleteCommand(b"null")
+            await self._end()
+
+    @override
+    def _take(self, commands: bytes | memoryview) -> None:
+        super()._take(commands)
+        if self.operations.end is not None:
+            raise StopGuest(0)
+
+    async def wait(self, wanted: Wait) -> int:
+        """What the import gives: the place of an operation that was answered, or how many there are at the deadline."""
+        operations, machine = self.operations, self._machine
+        if any(number >= machine.operations for number in wanted.operations):
+            return abi_v1.UNKNOWN
+        while (place := self._answered(wanted)) is None:
+            entry = machine.next_entry()
+            if entry is not None:
+                deliveries: Sequence[Delivery] = [await self._loaded(delivery) for delivery in entry.deliveries]
+                operations.answered(deliveries)
+                self._repeated += 1
+                if self._repeated % _POLITE == 0:
+                    await anyio.lowlevel.checkpoint()
+            else:
+                operations.deadline = wanted.deadline
+                self._begin_calls(alone=False)
+                deliveries = await self._committed(*await self._happened())
+            self._keep_answers(deliveries)
+            kinds = {delivery.kind for delivery in deliveries}
+            if "cancel" in kinds:
+                return abi_v1.CANCELLED
+            if "fired" in kinds and self._answered(wanted) is None:
+                return len(wanted.operations)
+        return place
+
+    def _answered(self, wanted: Wait) -> int | None:
+        untaken = self.exchange.untaken
+        return next((place for place, number in enumerate(wanted.operations) if number in untaken), None)
+
+    def _keep_answers(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.kind == "result":
+                assert delivery.payload is not None, "a result has a payload"
+                self.exchange.untaken[delivery.operation] = (delivery.payload.content, False)
+            elif delivery.kind == "failed":
+                failure = delivery.failure.as_json() if delivery.failure else None
+                self.exchange.untaken[delivery.operation] = (to_json(failure), True)
+
+    @override
+    def evict(self) -> bool:
+        # While a call is under way its guest stays: what it waits for would be called again.
+        return not self._running and super().evict()
+
+    @override
+    async def keep(self) -> None:
+        """Its stack cannot be kept."""
