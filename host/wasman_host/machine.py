@@ -139,15 +139,9 @@ def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None], 
     ]
 
 
-def _weighed(deliveries: Sequence[Delivery], blobs: Sequence[Blob]) -> Sequence[Delivery]:
-    """The deliveries with what the blobs of their payloads take, for whoever drops them."""
-    sizes = {blob.name: len(blob.data) for blob in blobs}
-    return [
-        evolve(delivery, payload=evolve(delivery.payload, sealed=sizes[delivery.payload.blob]))
-        if delivery.payload is not None and delivery.payload.blob in sizes
-        else delivery
-        for delivery in deliveries
-    ]
+def _weighed(payload: Payload, blobs: Sequence[Blob]) -> Payload:
+    """The payload with what its blob takes, for whoever drops it, if it is one of these."""
+    return evolve(payload, sealed=next((len(blob.data) for blob in blobs if blob.name == payload.blob), 0))
 
 
 def _size(blobs: Iterable[Blob]) -> int:
@@ -541,10 +535,11 @@ class Machine:
             "cancel": record.cancel if cancel is None else evolve(cancel, operation=-1),
         }
         proposal = self._logging(deliveries, now, status=Status.RUNNING, reason="", **changes)
-        blobs = [signal.payload.blob for signal in record.signals if signal.message in received]
+        given = [signal.payload for signal in record.signals if signal.message in received and signal.payload.blob]
+        tail = evolve(proposal.tail, stored=proposal.tail.stored - sum(payload.sealed for payload in given))
         told = cancel is not None and record.cancel is None  # a cancel that was in the record was consumed before
         consumes = (cancel.message,) if told and cancel is not None else ()
-        return evolve(proposal, consumes=consumes, drops=tuple(filter(None, blobs)))
+        return evolve(proposal, tail=tail, consumes=consumes, drops=tuple(payload.blob for payload in given))
 
     def backoff(
         self, number: int, name: str, failure: Failure, retry_at: int, heartbeat: Sequence[Any] | None = None
@@ -628,6 +623,7 @@ class Machine:
             payloads.append(payload)
         blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
         tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
+        kept = [evolve(signal, payload=_weighed(signal.payload, blobs)) for signal in kept]
         record = evolve(self.record, signals=(*self.record.signals, *kept))
         return Proposal(record, tail, blobs=blobs, consumes=tuple(signal.message for signal in signals))
 
@@ -794,7 +790,10 @@ class Machine:
             ]
             payloads = [delivery.payload for delivery in deliveries]
             blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
-            deliveries = _weighed(deliveries, blobs)
+            deliveries = [
+                evolve(delivery, payload=_weighed(delivery.payload, blobs)) if delivery.payload else delivery
+                for delivery in deliveries
+            ]
         encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
         sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
         stored = tail.stored + len(sealed) + _size(blobs)
