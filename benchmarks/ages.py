@@ -182,7 +182,8 @@ def _age(folder: Path) -> Figure:
         bound=f"{_BOUND:g} x",
         holds=ratio <= _BOUND,
         note=f"{_ROUNDS} times each, in turn, from the claim by a worker that holds nothing of it to the guest's next "
-        f"call; log and record have {sizes[_OLD]:,} bytes then, against {sizes[_YOUNG]:,}; living both took {took:.0f} s",
+        f"call; log and record have {sizes[_OLD]:,} bytes then, against {sizes[_YOUNG]:,}; living both took "
+        f"{took:.0f} s",
     )
 
 
