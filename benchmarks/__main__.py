@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    ages,
     checkpoint,
     code_cache,
     direct,
@@ -51,6 +52,7 @@ def main() -> int:
         direct.measure(),
         *many_at_once.measure(),
         *growth.measure(),
+        *ages.measure(),
         *listing.measure(),
         *parked.measure(),
         *takeover.measure(),

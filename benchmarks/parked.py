@@ -20,7 +20,7 @@ from benchmarks.measure import Figure
 from wasman_host.guest.memory import PAGE, maps
 from wasman_sdk import Client, Worker, Workflow, activity
 
-__all__ = ["measure"]
+__all__ = ["measure", "resident"]
 
 _COUNT = 10_000
 _FIRST = 100_000
@@ -40,7 +40,7 @@ async def park(number: int) -> int:
     return number * 7 + 1
 
 
-def _memory() -> int:
+def resident() -> int:
     """Resident bytes of this process."""
     match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
     assert match is not None, "the kernel says so"
@@ -60,7 +60,7 @@ async def _measure(folder: Path) -> dict[str, float]:
         number = _FIRST + _COUNT
         assert await client.execute_workflow("asking", number, id="warm-up") == number * 7 + 1
         _gate, _waiting = anyio.Event(), 0
-        before, begin = _memory(), time.perf_counter()
+        before, begin = resident(), time.perf_counter()
 
         async def start(lane: int) -> None:
             for number in range(lane, _COUNT, _LANES):
@@ -73,7 +73,7 @@ async def _measure(folder: Path) -> dict[str, float]:
             await anyio.sleep(0.05)
         started = time.perf_counter() - begin
         await anyio.sleep(1)  # the worker looks, and counts what its guests have written
-        parked = _memory()
+        parked = resident()
         (engine,) = worker.client.workers
         residents = getattr(engine, "residents")  # noqa: B009  of the host, which the SDK does not show
         dirtied, held = residents.written, len(residents)

@@ -127,7 +127,7 @@ class Lab:
     # Instances
 
     async def deploy(self, data: bytes, name: str = "", entry: str = "") -> str:
-        name = name or hashlib.sha256(data).hexdigest()[:12]
+        name = name or hashlib.sha256(data).hexdigest()[:12] + entry
         await deployments.deploy(self.store, "default", name, data, entry)
         return name
 

@@ -7,7 +7,8 @@ out at its next commit, and is dropped.
 
 A guest that waits may be evicted, so that it costs no memory: where the time is known that it waits for, the instance
 is handed back to the store until then; where it waits for an activity, its memory goes, the activity runs on, and with
-its answer in the log the run is taken up again as after a crash.
+its answer in the log the run is taken up again as after a crash. One whose stack can be unwound (`guest.asyncify`) is
+kept before that, in the middle of its call, and goes on there: nothing of it runs twice.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from wasman_host.errors import (
     UnsupportedStateError,
 )
 from wasman_host.events import Event, EventKind
-from wasman_host.guest import abi_v0, abi_v1
+from wasman_host.guest import abi_v0, abi_v1, asyncify
+from wasman_host.guest.asyncify import Suspended
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.memory import Baseline
@@ -125,11 +127,13 @@ class Instance:
 
     __slots__ = (
         "_ahead",
+        "_answered",
         "_beside",
         "_blocking",
         "_calls",
         "_cancelling",
         "_committing",
+        "_computed",
         "_created",
         "_ending",
         "_engine",
@@ -147,6 +151,7 @@ class Instance:
         "_store",
         "_stored",
         "_streams",
+        "_suspended",
         "_until",
         "_version",
         "_waits",
@@ -194,6 +199,8 @@ class Instance:
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
+        self._suspended: Suspended | None = None  # where the guest goes on, which was restored and not entered yet
+        self._answered, self._computed = 0, 0.0  # since the guest was kept: answers, and processor seconds
         self.owns = True
         self.mailed = claim.stored.mail > 0
         self.guest: Guest | None = None
@@ -305,12 +312,14 @@ class Instance:
             return self.guest is not None and self.turns.evict()
         if not self._waits or self._committing or self.guest is None:
             return False
-        if self._until is None:
-            guest, self.guest = self.guest, None
-            guest.close()
-        else:
+        if self._until is not None:
             self._handing_back = self._until
             self._interrupt()
+        elif self._suspendable(self.guest):
+            self.beside(self._keep_and_close)
+        else:
+            guest, self.guest = self.guest, None
+            guest.close()
         return True
 
     def _interrupt(self) -> None:
@@ -454,8 +463,12 @@ class Instance:
 
     async def _interrupted_by(self) -> None:
         """Do what came first instead of going on."""
-        if self._leaving and self.turns is not None and self._blocking is None and self._ending is None:
-            await self.turns.keep()
+        await self.settled()
+        if self._blocking is None and self._ending is None and self._engine.lease_is_valid:
+            try:
+                await self._keep_what_waits()
+            except BlockedError as error:
+                self._blocking = error
         await self._let_go()
         if self._blocking is not None:
             await self._block(self._blocking)
@@ -472,6 +485,13 @@ class Instance:
         elif self._cancelling is not None:
             await self._take(self._cancelling)
             raise _Evicted  # its activity was cancelled, and its guest is gone: it goes on as after a crash
+
+    async def _keep_what_waits(self) -> None:
+        """Keep the guest of an instance that is given up as it waits, if it can be kept so."""
+        if self.turns is None and self._waits:
+            await self._keep(enters_again=False)
+        elif self.turns is not None and self._leaving:
+            await self.turns.keep()
 
     async def _take(self, cancel: Cancel) -> None:
         """Take a cancel from the mail: the guest is told at once where it waits for a call."""
@@ -532,7 +552,7 @@ class Instance:
         if self._origin is not None:
             machine.pin_image(self._origin.digest)
         # Without an image its initialisation belongs to the run, which only a replay repeats.
-        kept = module.turns or module.reentrant or pinned.resume == "checkpoint"
+        kept = module.turns or module.continues or module.reentrant or pinned.resume == "checkpoint"
         self._reentrant = kept and self._origin is not None
         if module.turns and self._origin is None:
             message = f"module {module.digest[:12]} cannot be kept between its turns: {module.snapshots}"
@@ -549,10 +569,15 @@ class Instance:
         if self._origin is not None and snapshot is not None:
             restored = await past.restored(self._origin, self._engine.images)
         machine.remember(first, None if restored is None else restored.state, entries)
+        self._suspended, self._answered, self._computed = None, 0, 0.0
         if module.turns and self._origin is not None:
             self.turns = Turns(self, self._origin.block, None if restored is None else restored.state["turns"])
         elif module.version:
             self.turns = Blocking(self, 0, None)
+        elif restored is not None and module.continues:
+            self._suspended = Suspended.from_json(restored.state["suspended"])
+            if restored.state["asking"]:
+                machine.asks_again()
         self._make_guest(restored)
         if restored is not None:
             self._streams.token = restored.state.get("token")
@@ -578,7 +603,8 @@ class Instance:
         self._engine.residents.enters(self)
         baseline: Baseline | None = None
         if restored is not None:
-            keep = None if self.turns is not None else module.binary.stack_pointer
+            calls_anew = self.turns is None and self._suspended is None
+            keep = module.binary.stack_pointer if calls_anew else None
             guest.restore(restored.image, restored.globals, keep=keep)
             baseline = Baseline(restored.image, restored.touched)
             world.random = machine.random
@@ -639,16 +665,24 @@ class Instance:
     async def _drive(self, name: str, arguments: Sequence[int]) -> Ended | Trapped:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
         assert self.guest is not None, "the guest was loaded"
-        self.guest.enter(name, arguments)
-        return await self.driven(self.guest.resume())
+        kept = self._suspended is not None
+        return await self.driven(self._entered(self.guest, name, arguments), kept=kept)
 
-    async def driven(self, outcome: Parked | Yielded | Ended | Trapped | Exceeded) -> Ended | Trapped:
-        """Go on with a guest that was entered and came to `outcome`, until it has returned."""
+    async def driven(
+        self, outcome: Parked | Yielded | Ended | Trapped | Exceeded, *, kept: bool = False
+    ) -> Ended | Trapped:
+        """Go on with a guest that was entered and came to `outcome`, as it was kept or not, until it has returned."""
         guest, machine = self.guest, self.machine
         assert guest is not None, "the guest was loaded"
         unwaited, spent, since = 0, 0.0, 0.0  # host calls in a row that waited for nothing, and their processor time
+        computed = 0.0
         while True:
             if isinstance(outcome, Parked):
+                self._computed += computed
+                computed = 0.0
+                if not kept and self._is_to_be_kept(guest, outcome.request):
+                    outcome = await self._keep(enters_again=True) or outcome
+                kept = False
                 version, replaying = self._version, machine.replaying
                 answer = await self._answer(guest, outcome.request)
                 guest.answer(answer)
@@ -656,6 +690,7 @@ class Instance:
                 moved = answer > 0 and isinstance(outcome.request, _MOVES)
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
+                    self._answered += not (moved or replaying)
                     outcome = guest.resume()
                     continue
                 # Such as a refused one: it must neither keep the event loop nor begin a new turn.
@@ -679,6 +714,7 @@ class Instance:
                         f"may for {allowed:g} s; mend the guest or raise the limit, then unblock"
                     )
                     raise GuestTimeoutError(message, "turn_seconds")
+                computed = outcome.seconds
                 began = time.thread_time()
                 await anyio.lowlevel.checkpoint()
                 since += time.thread_time() - began  # what others did meanwhile is not its own
@@ -688,6 +724,16 @@ class Instance:
                 guest.world.flush()
                 return outcome
             outcome = guest.resume()
+
+    def _entered(
+        self, guest: Guest, name: str, arguments: Sequence[int]
+    ) -> Parked | Yielded | Ended | Trapped | Exceeded:
+        """Run an exported function until the guest waits or yields: from its begin, or from where it was kept."""
+        kept, self._suspended = self._suspended, None
+        if kept is not None:
+            return asyncify.rewind(guest, name, arguments, kept)
+        guest.enter(name, arguments)
+        return guest.resume()
 
     def _arguments(self) -> list[int]:
         """The entry's integers: the input itself, or its list."""
@@ -870,7 +916,7 @@ class Instance:
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
         machine = self.machine
-        if not self._reentrant or machine.replaying:
+        if not self._reentrant or machine.replaying or self._module.continues:
             return
         token = await self._streams.sync(machine)
         checkpoints = self.checkpoints
@@ -895,6 +941,84 @@ class Instance:
             chunk = await archive.leaving(entries, machine.record.archive)
             dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
             await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
+
+    def _suspendable(self, guest: Guest) -> bool:
+        """Whether the stack of the guest, which is parked, can be unwound where it is."""
+        marks = self._module.asyncified
+        return (
+            marks is not None
+            and self._module.continues
+            and self._reentrant
+            and guest.waits_in is not None
+            and guest.waits_in[0] in marks.imports
+            and not self.machine.replaying
+        )
+
+    def _is_to_be_kept(self, guest: Guest, request: Request) -> bool:
+        """Whether a guest that has parked just now is kept before it is answered."""
+        if isinstance(request, abi_v0.Checkpoint):
+            return self._suspendable(guest)
+        policy = self._engine.snapshots
+        due = self._answered >= policy.turns or self._computed >= policy.seconds
+        return due and self._suspendable(guest)
+
+    async def _keep(self, *, enters_again: bool) -> Parked | None:
+        """Unwind the guest and keep it; None where it cannot be unwound where it is.
+
+        Args:
+            enters_again: Whether it goes on: it is parked as before then. Else its memory may only be given up.
+        """
+        guest = self.guest
+        if guest is None or not self._suspendable(guest) or (not enters_again and not self.machine.is_asking):
+            return None
+        token = await self._streams.sync(self.machine)
+        proposal, suspended, held, changed = self._unwound(guest, token)
+        if proposal is not None:
+            await self.commit(proposal)
+            assert self.checkpoints is not None, "a guest that is kept was laid over an image"
+            self.checkpoints.kept(guest, held, changed)
+            self._streams.token = token
+        self._answered, self._computed = 0, 0.0
+        return asyncify.rewind(guest, self._entry, self._arguments(), suspended) if enters_again else None
+
+    def _unwound(
+        self, guest: Guest, token: Mapping[str, Any] | None
+    ) -> tuple[Proposal | None, Suspended, Held, dict[int, bytes]]:
+        """Unwind the guest: what to commit to keep it as it is, or None where the last snapshot does."""
+        checkpoints = self.checkpoints
+        assert checkpoints is not None, "a guest that is kept was laid over an image"
+        suspended = asyncify.unwind(guest)
+        state = {"suspended": suspended.to_json(), "asking": self.machine.is_asking}
+        held, changed = checkpoints.holds(guest, token, state), checkpoints.changed(guest)
+        proposal = None
+        if held != checkpoints.last or changed:
+            proposal = self.snapshot(guest, held, changed)
+        return proposal, suspended, held, changed
+
+    async def _keep_and_close(self) -> None:
+        """Keep and evict a guest that waits for an activity, unless it waits no more; its own task waits for that."""
+        token: Mapping[str, Any] | None = None
+
+        async def prepare() -> None:
+            nonlocal token
+            token = await self._streams.sync(self.machine)
+
+        def propose() -> Proposal | None:
+            guest = self.guest
+            if guest is None or not self.machine.is_asking or not self._suspendable(guest):
+                return None
+            try:
+                proposal, *_ = self._unwound(guest, token)
+            finally:
+                self.guest = None
+                self._engine.residents.leaves(self)
+                guest.close()
+            return proposal
+
+        try:
+            await self.commit_beside(propose, prepare)
+        except BlockedError as error:
+            self.block(error)
 
     def snapshot(self, guest: Guest, held: Held, changed: dict[int, bytes]) -> Proposal:
         """What to commit to keep all that can influence the guest. Raises `GuestLimitError`."""
@@ -1072,21 +1196,31 @@ class Instance:
         self._engine.beside(work)
 
     async def propose(self, make: Callable[[], Proposal]) -> None:
-        """Make what `make` gives durable, then true."""
+        """Make what `make` gives durable, then true; it is called when nothing else is being committed."""
+        await self.settled()
         await self.commit(make())
 
-    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
+    async def commit_beside(
+        self, propose: Callable[[], Proposal | None], prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
         """Commit while this instance's own task waits for an activity; False where it is about something else.
 
         There is one commit at a time, and the next one is made over this one: the task waits by `settled` where its
         activity has ended or was interrupted, before it proposes anything.
+
+        Args:
+            propose: Makes what is committed; None for nothing.
+            prepare: What is to be done before that.
         """
         if self._committing or not self._waits or not self.owns or self._scope.cancel_called:
             return False
         self._beside, self._committing, self._interrupt_due = anyio.Event(), True, False
         try:
+            if prepare is not None:
+                await prepare()
             proposal = propose()
-            self._accept(proposal, await self._durable(self._change(proposal)))
+            if proposal is not None:
+                self._accept(proposal, await self._durable(self._change(proposal)))
         except ConcurrentExecutionError as error:
             self.log.info("%s", error)
             self.owns = False

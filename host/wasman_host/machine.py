@@ -139,15 +139,9 @@ def _blobs(tenant: str, id_: str, run: str, payloads: Iterable[Payload | None], 
     ]
 
 
-def _weighed(deliveries: Sequence[Delivery], blobs: Sequence[Blob]) -> Sequence[Delivery]:
-    """The deliveries with what the blobs of their payloads take, for whoever drops them."""
-    sizes = {blob.name: len(blob.data) for blob in blobs}
-    return [
-        evolve(delivery, payload=evolve(delivery.payload, sealed=sizes[delivery.payload.blob]))
-        if delivery.payload is not None and delivery.payload.blob in sizes
-        else delivery
-        for delivery in deliveries
-    ]
+def _weighed(payload: Payload, blobs: Sequence[Blob]) -> Payload:
+    """The payload with what its blob takes, for whoever drops it, if it is one of these."""
+    return evolve(payload, sealed=next((len(blob.data) for blob in blobs if blob.name == payload.blob), 0))
 
 
 def _size(blobs: Iterable[Blob]) -> int:
@@ -212,6 +206,7 @@ class Machine:
     """
 
     __slots__ = (
+        "_asks_again",
         "_begun",
         "_count",
         "_deflate",
@@ -273,6 +268,7 @@ class Machine:
         self._count = 0
         self._digest = EMPTY_CHAIN
         self._unlogged: list[bytes] = []
+        self._asks_again = False
         self._past: list[Entry] = []  # the last one first; an empty deque takes 760 bytes of every run that waits
         place = entry_address(tenant, id_, record.run, 0).encoded
         self._entry_address = place.removesuffix(b"0\0").replace(b"%", b"%%") + b"%d\0"
@@ -307,6 +303,11 @@ class Machine:
         self.result = Payload.of(state["result"].encode()) if state["result"] is not None else None
         failure = state["last_failure"]
         self.last_failure = failure and Failure.of_json(failure)
+        self._unlogged = [operation.encode() for operation in state.get("unlogged", ())]
+
+    def asks_again(self) -> None:
+        """The guest that was restored waits for the operation that it has asked for last: it will ask for it again."""
+        self._asks_again = bool(self._unlogged)
 
     def state(self) -> dict[str, Any]:
         """What a snapshot must hold besides memory and globals."""
@@ -324,6 +325,8 @@ class Machine:
             "upload_closed": self.upload_closed,
             "result": self.result and self.result.content.decode(),
         }
+        if self._unlogged:
+            state["unlogged"] = [operation.decode() for operation in self._unlogged]
         if self.positions is not None:
             state |= {"positions": dict(self.positions), "closed": sorted(self.closed)}
         return state
@@ -347,15 +350,27 @@ class Machine:
         Raises:
             NondeterminismError: The log holds something else at this place.
         """
-        number = self._count
         operation = Operation(kind, name, request, self.read, self.written, self.crc)
         encoded = operation.encoded
+        if self._asks_again:
+            self._asks_again = False
+            return self._issued_again(encoded, operation)
+        number = self._count
         self._count += 1
         self._digest = chained(self._digest, (encoded,))
         self._unlogged.append(encoded)
         if self._past:
             self._compare(number, operation)
         return number
+
+    def _issued_again(self, encoded: bytes, operation: Operation) -> int:
+        if encoded != self._unlogged[-1]:
+            message = (
+                f"{self} was kept as its guest waited for {self._unlogged[-1].decode()}, and restored it asks for "
+                f"{operation}. Its data is untouched; mend the cause and unblock, or terminate"
+            )
+            raise NondeterminismError(message)
+        return self._count - 1
 
     def _compare(self, number: int, operation: Operation) -> None:
         entry = self._past[-1]
@@ -461,6 +476,11 @@ class Machine:
         return tuple(operation for operation in self.record.open if operation.number != without)
 
     @property
+    def is_asking(self) -> bool:
+        """Whether the guest has asked for something that nothing is logged of yet."""
+        return bool(self._unlogged) and not self._past
+
+    @property
     def asked(self) -> tuple[int, str] | None:
         """Number and name of the call that the guest waits for, or None where it waits for no call."""
         if self._past or not self._unlogged:
@@ -515,10 +535,11 @@ class Machine:
             "cancel": record.cancel if cancel is None else evolve(cancel, operation=-1),
         }
         proposal = self._logging(deliveries, now, status=Status.RUNNING, reason="", **changes)
-        blobs = [signal.payload.blob for signal in record.signals if signal.message in received]
+        given = [signal.payload for signal in record.signals if signal.message in received and signal.payload.blob]
+        tail = evolve(proposal.tail, stored=proposal.tail.stored - sum(payload.sealed for payload in given))
         told = cancel is not None and record.cancel is None  # a cancel that was in the record was consumed before
         consumes = (cancel.message,) if told and cancel is not None else ()
-        return evolve(proposal, consumes=consumes, drops=tuple(filter(None, blobs)))
+        return evolve(proposal, tail=tail, consumes=consumes, drops=tuple(payload.blob for payload in given))
 
     def backoff(
         self, number: int, name: str, failure: Failure, retry_at: int, heartbeat: Sequence[Any] | None = None
@@ -602,6 +623,7 @@ class Machine:
             payloads.append(payload)
         blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
         tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
+        kept = [evolve(signal, payload=_weighed(signal.payload, blobs)) for signal in kept]
         record = evolve(self.record, signals=(*self.record.signals, *kept))
         return Proposal(record, tail, blobs=blobs, consumes=tuple(signal.message for signal in signals))
 
@@ -768,7 +790,10 @@ class Machine:
             ]
             payloads = [delivery.payload for delivery in deliveries]
             blobs = _blobs(self.tenant, self.id, self.run, payloads, deflate=self._deflate)
-            deliveries = _weighed(deliveries, blobs)
+            deliveries = [
+                evolve(delivery, payload=_weighed(delivery.payload, blobs)) if delivery.payload else delivery
+                for delivery in deliveries
+            ]
         encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
         sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
         stored = tail.stored + len(sealed) + _size(blobs)

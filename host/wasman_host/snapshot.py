@@ -26,13 +26,13 @@ _VERSION = 1
 
 @frozen
 class SnapshotPolicy:
-    """When a guest of ABI v1 is kept, a chain of deltas merged into one over the image, and the log behind it cut.
+    """When a guest is kept as it waits, a chain of deltas merged into one over the image, and the log behind it cut.
 
     Restoring reads every delta of the chain, so a long one makes coming back slow; merging one writes everything that
     differs from the image again.
 
     Attributes:
-        turns: A guest of ABI v1 is kept after so many turns, so that no more of them are repeated after a crash.
+        turns: A guest is kept after so many turns, or answers, so that no more of them are repeated after a crash.
         seconds: And after so much processor time.
         max_chain: Deltas in a chain: reading one more costs about as much as a page or two of a merged one.
         max_bytes: Their stored bytes together, whatever their number, in excess of what the first of them has.

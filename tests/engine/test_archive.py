@@ -7,6 +7,7 @@ import pytest
 from attrs import evolve
 
 from tests import wat
+from tests.go_guests import COMPILERS, guest
 from tests.lab import DirectoryLab, DiskLab, Lab, Ledger, MemoryLab, SqliteLab, answers
 from wasman_host import control
 from wasman_host.archive import Archive
@@ -82,6 +83,27 @@ async def test_what_is_live_of_a_run_stays_as_small(lab: MemoryLab) -> None:
         assert len(record.snapshot.deltas) <= 17
     assert sizes[1] < 3 * sizes[0]
     assert max(sizes) < 256 * 500
+
+
+@COMPILERS
+async def test_what_is_live_of_a_go_guest_is_bounded_whatever_its_age(lab: MemoryLab, compiler: str) -> None:
+    """At 200 calls, at 2,000; and nothing is left of the snapshots that were merged into others."""
+    echo, sizes = Ledger().activity("echo"), []
+    for calls in (200, 2000):
+        name = f"w{calls}"
+        await lab.start(guest("programs", compiler), calls, id=name, entry="calls")
+        assert await lab.complete(echo, id=name) == calls
+        sizes.append(await log_bytes(lab, name))
+        assert len(await history(lab.store, name)) == calls + 1
+        record, stored = await lab.record(name), await control.load(lab.store, Key("default", name))
+        assert record.snapshot is not None
+        assert isinstance(lab.store, MemoryStore)
+        deltas = {blob for blob, _ in record.snapshot.deltas}
+        archive = {f"archive-{n}" for n in range(calls // 256)}
+        assert set(lab.store._blobs[stored.run]) == deltas | archive
+        assert len(deltas) <= 16
+    # The log goes by 256, and by what a snapshot does not cover yet; a chunk and its snapshots have a size.
+    assert sizes[1] < (256 + 64) / 200 * sizes[0]
 
 
 async def test_log_and_archive_are_one_history(place: DiskLab) -> None:

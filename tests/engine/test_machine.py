@@ -11,7 +11,7 @@ from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, Nond
 from wasman_host.machine import Machine, Proposal, Terminating, create
 from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, open_entries
 from wasman_host.payload import INLINE_LIMIT, Payload
-from wasman_host.record import Pinned, Publishing, Record
+from wasman_host.record import KeptSignal, Pinned, Publishing, Record
 from wasman_host.seal import Address, digest_of, seal
 from wasman_host.store import Status
 
@@ -370,3 +370,26 @@ def test_a_record_is_a_value() -> None:
     record = Record("r", Pinned("f", "m"))
     assert evolve(record, status=Status.FAILED) != record
     assert record.pinned.encoded is record.pinned.encoded
+
+
+def test_a_large_signal_counts_as_stored_until_it_is_received_and_then_once() -> None:
+    run = Run()
+    machine = run.machine()
+    before = machine.tail.stored
+    value = Payload.of(b'"' + b"\x80" * INLINE_LIMIT + b'"')
+    for turn in range(3):
+        signal = KeptSignal(f"m{turn}", "go", value, 1)
+        run.commit(machine, machine.signalled([signal]))
+        [kept] = machine.record.signals
+        assert kept.payload.sealed > 0
+        number = machine.issue("receive", "go", ONE)
+        given = Delivery("result", number, value, message=signal.message)
+        proposal = machine.delivered([given], 0, None, ())
+        assert list(proposal.drops) == [kept.payload.blob]
+        run.commit(machine, proposal)
+        [entry] = open_entries("default", "w", "r", run.log[-1:], digest_of(run.log[-2][1]))
+        [delivery] = entry.deliveries
+        assert delivery.payload is not None
+        before += len(run.log[-1][1]) + delivery.payload.sealed
+        assert delivery.payload.sealed == kept.payload.sealed == len(proposal.blobs[0].data)
+        assert machine.tail.stored == before

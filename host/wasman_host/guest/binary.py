@@ -10,6 +10,7 @@ Source: WebAssembly Core Specification 2.0, chapter 5.5 (modules) and 7.4 (name 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,22 @@ from attrs import asdict, frozen
 
 from wasman_host.errors import InvalidModuleError
 
-__all__ = ["REWRITER", "Function", "Import", "ModuleBinary", "custom_sections", "initial_data", "parse"]
+__all__ = [
+    "REWRITER",
+    "Function",
+    "Import",
+    "ModuleBinary",
+    "custom_sections",
+    "exported_body",
+    "initial_data",
+    "mutable_globals",
+    "parse",
+    "section",
+    "with_section",
+    "without_section",
+]
 
-REWRITER = "2"  # in the key of cached code: raise it when anything changes that is rewritten or read here
+REWRITER = "3"  # in the key of cached code: raise it when anything changes that is rewritten or read here
 
 _MAGIC = b"\0asm"
 _VERSION = b"\1\0\0\0"
@@ -291,6 +305,83 @@ def custom_sections(data: bytes) -> list[tuple[str, int]]:
     return found
 
 
+def section(data: bytes, name: str) -> list[bytes]:
+    """What the custom sections of this name hold, in order. Raises `InvalidModuleError`, as `parse`."""
+    found = []
+    for number, content in _sections(data):
+        reader = _Reader(content)
+        with contextlib.suppress(InvalidModuleError):  # one whose name cannot be read has another one
+            if number == _CUSTOM and reader.name() == name:
+                found.append(content[reader.at :])
+    return found
+
+
+def with_section(data: bytes, name: str, content: bytes) -> bytes:
+    """The module with one more custom section, at its end."""
+    body = _text(name) + content
+    return data + bytes([_CUSTOM]) + _number(len(body)) + body
+
+
+def without_section(data: bytes, name: str) -> bytes:
+    """The module without its custom sections of this name. Raises `InvalidModuleError`, as `parse`."""
+    kept = [
+        bytes([number]) + _number(len(content)) + content
+        for number, content in _sections(data)
+        if number != _CUSTOM or not content.startswith(_text(name))
+    ]
+    return b"".join((_MAGIC, _VERSION, *kept))
+
+
+def mutable_globals(data: bytes) -> list[int]:
+    """The indices of a module's own mutable globals, in order. Raises `InvalidModuleError`, as `parse`."""
+    found: list[int] = []
+    imported = 0
+    types: list[Function] = []
+    for number, content in _sections(data):
+        reader = _Reader(content)
+        if number == _TYPE:
+            types = _types(reader)
+        elif number == _IMPORT:
+            imported = sum(item.kind == "global" for item in _imports(reader, types))
+        elif number == _GLOBAL:
+            found = [index for index, _, _ in _mutable(reader, imported)]
+    return found
+
+
+def exported_body(data: bytes, name: str) -> bytes | None:
+    """Declarations of locals and code of an exported function of the module's own; None where there is none.
+
+    Raises:
+        InvalidModuleError: As `parse`.
+    """
+    imported, wanted = 0, None
+    types: list[Function] = []
+    for number, content in _sections(data):
+        reader = _Reader(content)
+        if number == _TYPE:
+            types = _types(reader)
+        elif number == _IMPORT:
+            imported = sum(item.kind == "func" for item in _imports(reader, types))
+        elif number == _EXPORT:
+            exports = [(reader.name(), reader.byte(), reader.unsigned()) for _ in range(reader.unsigned())]
+            wanted = next((index for one, kind, index in exports if (one, kind) == (name, 0)), None)
+        elif number == _CODE and wanted is not None:
+            bodies = [reader.bytes(reader.unsigned()) for _ in range(reader.unsigned())]
+            return bodies[wanted - imported] if imported <= wanted < imported + len(bodies) else None
+    return None
+
+
+def _mutable(reader: _Reader, first: int) -> list[tuple[int, str, int | None]]:
+    """Index, type and initial value of each mutable global in a section of globals that begin with index `first`."""
+    found: list[tuple[int, str, int | None]] = []
+    for index in range(first, first + reader.unsigned()):
+        kind, changes = _TYPES.get(reader.byte(), "?"), reader.byte()
+        value = _constant(reader)
+        if changes:
+            found.append((index, kind, value))
+    return found
+
+
 def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
     """Read a module's sections and rewrite it for snapshots. It is not validated: compiling does that.
 
@@ -324,12 +415,7 @@ def parse(data: bytes) -> tuple[bytes, ModuleBinary]:
                 initial, maximum, flags = reader.limits()
                 memory, shared = (initial, maximum), bool(flags & 2)
         elif number == _GLOBAL:
-            base = sum(item.kind == "global" for item in imports)
-            for index in range(base, base + reader.unsigned()):
-                kind, changes = _TYPES.get(reader.byte(), "?"), reader.byte()
-                value = _constant(reader)
-                if changes:
-                    mutable.append((index, kind, value))
+            mutable = _mutable(reader, sum(item.kind == "global" for item in imports))
         elif number == _EXPORT:
             exports = [(reader.name(), reader.byte(), reader.unsigned()) for _ in range(reader.unsigned())]
         elif number == _START:

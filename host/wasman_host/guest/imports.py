@@ -117,7 +117,7 @@ def _asynchronous(function: HostFunction) -> Any:
     slots = [(size * place + 1, _MASKS[kind]) for place, kind in enumerate(function.params)]
     words_type = ctypes.c_int64 * max(1, size * len(slots))
     kind = _VALUE_TYPES[function.result][1] if function.result else 0
-    body = function.body
+    body, name = function.body, f"{function.module}.{function.name}"
 
     @capi.ASYNC_CALLBACK  # type: ignore[untyped-decorator]  # see _continue
     def callback(
@@ -135,9 +135,13 @@ def _asynchronous(function: HostFunction) -> Any:
                 c_void_p.from_address(trap).value = capi.trap_new(_STOP, len(_STOP))
                 return
             words = words_type.from_address(args)
-            result = body(guest, *[words[slot] & mask for slot, mask in slots])
+            given: Sequence[int] = [words[slot] & mask for slot, mask in slots]
+            if guest.rewinding is not None:  # what the guest gives now is not what it gave
+                arrived, guest.rewinding = guest.rewinding, None
+                given = arrived(name)
+            result = body(guest, *given)
             if isinstance(result, Request):
-                guest.request = result
+                guest.request, guest.waits_in = result, (name, given)
             else:
                 guest.answer(result or 0)
         except BaseException as error:  # noqa: BLE001  nothing may pass through wasm, KeyboardInterrupt included

@@ -15,6 +15,7 @@ from wasman_host.guest.module import PROVIDED, TURN, compile_module, digest, ent
 
 if TYPE_CHECKING:
     from wasman_host.guest.limits import GuestLimits
+    from wasman_host.guest.module import GuestModule
 
 __all__ = ["Comeback", "Inspection", "inspect"]
 
@@ -26,7 +27,7 @@ class Comeback:
     """How a run of the module comes back after a crash, or when its memory was given up.
 
     Attributes:
-        how: "memory", "checkpoint", "replay" or "replay with initialisation".
+        how: "memory", "continuation", "checkpoint", "replay" or "replay with initialisation".
         why: The reason, in words.
     """
 
@@ -124,10 +125,11 @@ def _whole(found: Inspection, data: bytes, name: str, limits: GuestLimits, entry
     found = evolve(found, entry=called, initialisers=module.initialisers(called), image=image)
     if module.turns:
         return evolve(found, comeback=_BY_MEMORY)
-    return evolve(found, comeback=_comeback(module.snapshots, unfinished, resume, reentrant=module.reentrant))
+    return evolve(found, comeback=_comeback(module, unfinished, resume))
 
 
-def _comeback(snapshots: str, unfinished: str, resume: str, *, reentrant: bool) -> Comeback:
+def _comeback(module: GuestModule, unfinished: str, resume: str) -> Comeback:
+    snapshots = module.snapshots
     if snapshots:
         return Comeback("replay with initialisation", f"it is never snapshotted: {snapshots}")
     if unfinished:
@@ -135,7 +137,13 @@ def _comeback(snapshots: str, unfinished: str, resume: str, *, reentrant: bool) 
             "replay with initialisation",
             f"its initialisation calls {unfinished}, so it belongs to each run and there is no image to restore",
         )
-    if reentrant:
+    if module.continues and module.asyncified is not None:
+        return Comeback(
+            "continuation",
+            f"it was asyncified: as it waits in {' or '.join(module.asyncified.imports)} its stack can be kept, and "
+            f"nothing is replayed but what came behind the last snapshot",
+        )
+    if module.reentrant:
         return Comeback(
             "checkpoint", "it exports wasman_reentrant: its entry is called anew over the memory of its last checkpoint"
         )

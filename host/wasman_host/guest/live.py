@@ -141,6 +141,9 @@ class Guest:
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
         transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
+        waits_in: The import that it is parked in, such as "env.host_call_api", and what it gave to it; None else.
+        rewinding: Called with the first import that it comes to, for what it gave to it; None unless its stack is being
+            built up again.
         exchange: What a guest of ABI v1 pulls and flushes; None for others.
         exceeded: Whether it wanted more than it may have: no host function does anything for it any more.
         tables: Its tables, where they can grow.
@@ -170,9 +173,11 @@ class Guest:
         "linear",
         "module",
         "request",
+        "rewinding",
         "stopping",
         "tables",
         "transfer",
+        "waits_in",
         "world",
     )
 
@@ -193,6 +198,8 @@ class Guest:
         self.request: Request | None = None
         self.stopping: BaseException | None = None
         self.transfer: Callable[[memoryview, bool], int | None] = _never_ready
+        self.waits_in: tuple[str, Sequence[int]] | None = None
+        self.rewinding: Callable[[str], Sequence[int]] | None = None
         self.exceeded = False
         self.exchange: Exchange | None = None
         self.tables: Sequence[int] = ()
@@ -393,7 +400,7 @@ class Guest:
         """Write the answer to where wasmtime wants it; False while there is none."""
         if self._answer is None:
             return False
-        value, self._answer, self.request = self._answer, None, None
+        value, self._answer, self.request, self.waits_in = self._answer, None, None, None
         if not self._slot:  # the function has no result
             return True
         ctypes.c_uint8.from_address(self._slot).value = self._slot_kind
@@ -453,6 +460,19 @@ class Guest:
             # Beyond the value's own width the union holds garbage.
             values.append((kind, ctypes.string_at(addressof(value) + 8, _WIDTHS[kind])))
         return values
+
+    def set_global(self, place: int, number: int) -> None:
+        """Set the mutable i32 global at `place` in the module's order, also while the guest is parked."""
+        kind, export = self._globals[place]
+        value = capi.Value()
+        value.kind, value.of.i32 = ctypes.c_uint8(kind), ctypes.c_int32(number).value
+        error = capi.global_set(self._context, addressof(export.of.global_), addressof(value))
+        assert not error, capi.error_text(error)
+
+    @property
+    def stack(self) -> int:
+        """Bytes that its calls may nest."""
+        return self._limits.stack
 
     def restore(self, image: Image, values: Sequence[tuple[int, bytes]], *, keep: int | None = None) -> None:
         """Make memory and globals what they were; the global at place `keep` keeps its present value.

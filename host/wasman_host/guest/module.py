@@ -6,13 +6,14 @@ import ctypes
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import field, frozen
 from wasmtime import InstancePre, Linker, Module, WasmtimeError
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import abi_v0, abi_v1, capi, wasi
+from wasman_host.guest.asyncify import Asyncified, asyncified
 from wasman_host.guest.binary import START_EXPORT, Function, ModuleBinary, initial_data, parse
 from wasman_host.guest.cache import Entry, code_cache
 from wasman_host.guest.engine import GuestEngine, engine, engine_of, snapshot_engine
@@ -43,6 +44,7 @@ TURN = "wasman_turn"  # the export that is entered at every turn of a guest of A
 _FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS, *abi_v1.FUNCTIONS]
 PROVIDED = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
             for function in _FUNCTIONS}  # fmt: skip
+_Facts: TypeAlias = tuple[ModuleBinary, str, Asyncified | None]
 _REENTRANT = "wasman_reentrant"
 _ABI = "wasman_abi"
 _BLOCK = "wasman_block"
@@ -95,8 +97,8 @@ def check(data: bytes, name: str, cache: CodeCache | None = None) -> ModuleBinar
     return known[0]
 
 
-def _checked(data: bytes, name: str) -> tuple[bytes, ModuleBinary]:
-    """The rewritten module and what it says, after everything was looked at."""
+def _checked(data: bytes, name: str) -> tuple[bytes, ModuleBinary, Asyncified | None]:
+    """The rewritten module, what it says, and how its stack is unwound, after everything was looked at."""
     try:
         rewritten, binary = parse(data)
     except InvalidModuleError as error:
@@ -104,11 +106,16 @@ def _checked(data: bytes, name: str) -> tuple[bytes, ModuleBinary]:
         raise InvalidModuleError(message) from error
     _judge(binary, name)
     try:
+        unwinds = asyncified(data)
+    except InvalidModuleError as error:
+        message = f"{name} {error}"
+        raise InvalidModuleError(message) from error
+    try:
         Module.validate(engine(), rewritten)
     except WasmtimeError as error:
         message = f"{name} is not a valid module: {_sentence(error)}"
         raise InvalidModuleError(message) from error
-    return rewritten, binary
+    return rewritten, binary, unwinds
 
 
 def _judge(binary: ModuleBinary, name: str) -> None:
@@ -208,6 +215,7 @@ class GuestModule:
         binary: What its sections say.
         snapshots: "" where memory and globals are all of its state, else why they are not.
         reentrant: Whether it declares that its entry may be called anew over its old memory.
+        asyncified: How its stack is unwound into its memory, None where it is not.
         exports: Exported functions, the one that was a start section included.
         initial: What its memory holds before any code of it runs; None where only instantiating it tells.
     """
@@ -216,6 +224,7 @@ class GuestModule:
     binary: ModuleBinary
     snapshots: str
     reentrant: bool
+    asyncified: Asyncified | None
     exports: Mapping[str, Function] = field(repr=False)
     initial: Image | None = field(repr=False)
     _compiled: Module = field(repr=False)
@@ -243,6 +252,11 @@ class GuestModule:
         """The ABI that it is written for, by what it exports; 0 also where it imports nothing of wasman's."""
         return 1 if _ABI in self.binary.functions else 0
 
+    @property
+    def continues(self) -> bool:
+        """Whether its guests can be kept in the middle of a call. Those of ABI v1 that block are replayed."""
+        return self.asyncified is not None and self.version == 0
+
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
         return [*([START_EXPORT] if self.binary.has_start else []), *_initialisers(self.binary, entry)]
@@ -263,7 +277,7 @@ def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> Gu
     sha256 = digest(data)
     found = _cached(sha256, name, cache)
     if found is None:
-        rewritten, binary = _checked(data, name)
+        rewritten, binary, unwinds = _checked(data, name)
         try:
             compiled = Module(engine(), rewritten)
         except WasmtimeError as error:
@@ -274,15 +288,21 @@ def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> Gu
             Module.validate(snapshot_engine(), rewritten)
         except WasmtimeError as error:
             snapshots = f"its tables may change while it runs: {_sentence(error)}"
-        cache.store(sha256, Entry({"binary": binary.to_json(), "snapshots": snapshots}, bytes(compiled.serialize())))
+        facts = {
+            "binary": binary.to_json(),
+            "snapshots": snapshots,
+            "asyncified": None if unwinds is None else unwinds.to_json(),
+        }
+        cache.store(sha256, Entry(facts, bytes(compiled.serialize())))
     else:
-        binary, snapshots, compiled = found
+        (binary, snapshots, unwinds), compiled = found
     initially = initial_data(data)
     module = GuestModule(
         digest=sha256,
         binary=binary,
         snapshots=snapshots,
         reentrant=_REENTRANT in binary.functions,
+        asyncified=unwinds,
         exports={**binary.functions, START_EXPORT: Function((), ())},
         initial=None if initially is None else image_of(*initially),
         compiled=compiled,
@@ -291,7 +311,7 @@ def compile_module(data: bytes, name: str, cache: CodeCache | None = None) -> Gu
     return module
 
 
-def _cached(sha256: str, name: str, cache: CodeCache) -> tuple[ModuleBinary, str, Module] | None:
+def _cached(sha256: str, name: str, cache: CodeCache) -> tuple[_Facts, Module] | None:
     """What the cache has of the module, ready to be used."""
     entry = cache.load(sha256)
     if entry is None:
@@ -299,20 +319,24 @@ def _cached(sha256: str, name: str, cache: CodeCache) -> tuple[ModuleBinary, str
     known = _known(entry.facts, sha256, cache)
     if known is None:
         return None
-    binary, snapshots = known
-    _judge(binary, name)
+    _judge(known[0], name)
     try:
         compiled = Module.deserialize(engine(), entry.code)
     except WasmtimeError as error:  # such as code for another processor, in a home folder that machines share
         cache.discard(sha256, f"wasmtime refuses it ({_sentence(error)})")
         return None
-    return binary, snapshots, compiled
+    return known, compiled
 
 
-def _known(facts: Mapping[str, Any], sha256: str, cache: CodeCache) -> tuple[ModuleBinary, str] | None:
-    """What the cache says of the module: its sections, and why it has no snapshots."""
+def _known(facts: Mapping[str, Any], sha256: str, cache: CodeCache) -> _Facts | None:
+    """What the cache says of the module: its sections, why it has no snapshots, how its stack is unwound."""
     try:
-        return ModuleBinary.from_json(facts["binary"]), str(facts["snapshots"])
+        unwinds = facts["asyncified"]
+        return (
+            ModuleBinary.from_json(facts["binary"]),
+            str(facts["snapshots"]),
+            None if unwinds is None else Asyncified.from_json(unwinds),
+        )
     except (ValueError, KeyError, TypeError) as error:
         cache.discard(sha256, f"its facts make no sense ({error!r})")
         return None
