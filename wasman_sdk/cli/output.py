@@ -16,8 +16,19 @@ from wasman_host.store import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["log_to_stderr", "moment", "one_line", "plain", "print_fields", "print_json", "print_line", "print_table"]
+__all__ = [
+    "log_to_stderr",
+    "moment",
+    "one_line",
+    "plain",
+    "print_fields",
+    "print_json",
+    "print_line",
+    "print_table",
+    "write_whole",
+]
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -30,6 +41,18 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """The first line of a message; a backtrace may follow it, which `show` prints."""
     return plain(text.partition("\n")[0])
+
+
+def write_whole(output: Path, data: bytes) -> None:
+    """Write a file as a whole: who reads it meanwhile sees the old one or the new one. Raises `Refused`."""
+    from wasman_sdk.cli.errors import USAGE, Refused
+
+    new = output.with_name(f"{output.name}.new")
+    try:
+        new.write_bytes(data)
+        new.replace(output)
+    except OSError as error:
+        raise Refused(f"{output} cannot be written: {error.strerror}", USAGE) from None
 
 
 class _Stderr(logging.Handler):
