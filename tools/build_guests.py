@@ -67,6 +67,9 @@ class Guest:
 
 GUESTS = (
     Guest("samples/fastapi_orders/order.wasm", "samples/fastapi_orders/guest", "tinygo", TINYGO["v0"]),
+    Guest("samples/order_saga/order.wasm", "samples/order_saga/guest", "tinygo", TINYGO["v1"]),
+    Guest("samples/subscription/subscription.wasm", "samples/subscription/guest", "tinygo", TINYGO["v1"]),
+    Guest("samples/fan_out/batch.wasm", "samples/fan_out/guest", "tinygo", TINYGO["v1"]),
     Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO["v0"]),
     Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO["v0"]),
     Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO["v0"]),

@@ -1,0 +1,1 @@
+"""A thousand activities, only so many at once."""

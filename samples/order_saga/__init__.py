@@ -1,0 +1,1 @@
+"""An order as a saga: what was done is undone where the rest of it fails."""

@@ -1,0 +1,1 @@
+"""A subscription: a bill a month, for years."""
