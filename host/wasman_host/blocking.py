@@ -109,6 +109,11 @@ class Blocking(Turns):
         # While a call is under way its guest stays: what it waits for would be called again.
         return not self._running and super().evict()
 
+    @property
+    @override
+    def is_at_rest(self) -> bool:
+        return True  # it may be stopped wherever it waits: it cannot be kept, and is replayed
+
     @override
     async def keep(self) -> None:
         """Its stack cannot be kept."""

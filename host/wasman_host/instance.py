@@ -1163,6 +1163,12 @@ class Instance:
         finally:
             self._committing = False
         self._accept(proposal, outcome)
+        # What is durable and not in the memory of a guest of turns yet comes into it first, so that it can be kept.
+        if self.turns is None or self.turns.is_at_rest:
+            await self.heed()
+
+    async def heed(self) -> None:
+        """Stop here, if something has come first while it could not interrupt."""
         if self.owns and self._interrupted:
             self._scope.cancel()
             await anyio.lowlevel.checkpoint_if_cancelled()

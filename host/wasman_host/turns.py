@@ -157,6 +157,11 @@ class Turns:
         """Whether an activity is under way."""
         return bool(self._running)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the guest's memory holds all that is durable, and nothing of it is on any stack."""
+        return self._resting
+
     def stir(self) -> None:
         """Something may have happened: look."""
         self._stirred = True
@@ -231,6 +236,8 @@ class Turns:
             self._problem = error
         if self._finished is not None and (self.operations.end is not None or self._problem is not None):
             self._finished.set()
+            for scope in self._running.values():  # the call that the other task is in is one of them
+                scope.cancel()
 
     async def _repeat(self) -> None:
         """What the log holds beyond the snapshot, or all of it."""
@@ -463,6 +470,7 @@ class Turns:
         if instance.guest is None:
             await instance.revive()
         await self._turn(deliveries)
+        await instance.heed()
         self._count_ticks(deliveries)
         if operations.end is None and instance.keeps(self._turns, self._spent):
             await self.keep()

@@ -418,3 +418,22 @@ async def test_a_blocking_guest_ends_at_its_complete_and_hears_of_a_cancel_once(
         await lab.until(Status.RUNNING, Status.WAITING)
         await lab.cancel()
         assert await lab.result() == "ended"
+
+
+async def test_a_run_that_ends_while_its_only_call_goes_on_does_not_wait_for_it(lab: MemoryLab) -> None:
+    started, cut = anyio.Event(), anyio.Event()
+
+    async def slow(_: ActivityCall) -> bytes:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cut.set()
+        return b""
+
+    await lab.start(turning(Turn(call(0, "slow")), Turn(complete(b"1"))))
+    async with lab.worker(answers("slow", slow)):
+        await started.wait()
+        await lab.cancel()
+        assert await lab.result() == 1
+    assert cut.is_set()

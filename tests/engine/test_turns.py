@@ -121,6 +121,36 @@ async def test_a_run_that_waits_is_handed_back_and_goes_on_in_the_middle(
     assert names(ledger) == ["charge", "ship"]
 
 
+async def test_a_worker_that_leaves_in_order_leaves_nothing_to_be_repeated(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned: list[int] = []
+    turn = turns.Turns._turn
+
+    async def counted(self: turns.Turns, deliveries: Any) -> None:
+        turned.append(len(deliveries))
+        await turn(self, deliveries)
+
+    monkeypatch.setattr(turns.Turns, "_turn", counted)
+    called, go_on = anyio.Event(), anyio.Event()
+
+    async def echo(call: ActivityCall) -> bytes:
+        called.set()
+        await go_on.wait()
+        return call.request
+
+    await lab.start(guest("programs", "tinygo"), 3, entry="calls")
+    async with lab.worker(answers("echo", echo)) as engine:
+        await called.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.leave, 5.0)
+            await anyio.sleep(0.05)
+            go_on.set()
+    assert turned == [1, 1]
+    assert await lab.complete(Ledger().activity("echo")) == 3
+    assert turned == [1, 1, 1, 1]
+
+
 @COMPILERS
 async def test_evicted_at_every_turn_no_call_is_repeated(
     lab: MemoryLab, compiler: str, evicts_at_every_turn: list[str]

@@ -603,8 +603,8 @@ def test_damaged_log_is_shown_as_such(wasman: Shell) -> None:
     output, errors = wasman("show", "one", code=4)
     assert "status      completed" in output
     assert re.fullmatch(
-        r"wasman: the log cannot be read: the log of run [0-9a-f]{32} of one holds 1 entries from 0 on, not the 2 that its "
-        r"record was written over; restore it from a backup, then unblock\n",
+        r"wasman: the log cannot be read: the log of run [0-9a-f]{32} of one holds 1 entries from 0 on, not the 2 that "
+        r"its record was written over; restore it from a backup, then unblock\n",
         errors,
     )
     output, _ = wasman("show", "one", "--json", code=4)
