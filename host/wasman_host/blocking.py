@@ -1,7 +1,8 @@
 """The run of a guest of ABI v1 that waits with its stack standing: in the import `wait`, where it is parked.
 
-What has happened is committed and kept for it until it takes it. Its stack cannot be kept, so a run is taken up again
-by repeating it: every `wait` is given what the log says that it was given.
+What has happened is committed and kept for it until it takes it. Where its module was asyncified its stack is unwound
+when it is to be kept, and built up again in the same `wait` (`guest.asyncify`). Else a run is taken up again by
+repeating it: every `wait` is given what the log says that it was given.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _POLITE = 64  # repeated waits between two turns of the event loop
 class Blocking(Turns):
     """Lives one run of a guest of the blocking form."""
 
-    __slots__ = ("_repeated",)
+    __slots__ = ("_repeated", "_waiting")
 
     _in_turns = False
 
     @override
     async def run(self) -> None:
         problem: Exception | None = None
-        self._repeated = 0
+        self._repeated, self._waiting, self._resting = 0, False, True
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
@@ -68,9 +69,15 @@ class Blocking(Turns):
 
     async def wait(self, wanted: Wait) -> int:
         """What the import gives: the place of an operation that was answered, or how many there are at the deadline."""
-        operations, machine = self.operations, self._machine
-        if any(number >= machine.operations for number in wanted.operations):
+        if any(number >= self._machine.operations for number in wanted.operations):
             return abi_v1.UNKNOWN
+        self._waiting = True
+        place = await self._waited(wanted)
+        self._waiting = False  # where this task is stopped in between, the guest is parked all the same
+        return place
+
+    async def _waited(self, wanted: Wait) -> int:
+        operations, machine = self.operations, self._machine
         while (place := self._answered(wanted)) is None:
             entry = machine.next_entry()
             if entry is not None:
@@ -81,14 +88,20 @@ class Blocking(Turns):
                     await anyio.lowlevel.checkpoint()
             else:
                 operations.deadline = wanted.deadline
+                if self._instance.keeps(self._turns, 0.0):
+                    await self.keep()
                 self._begin_calls(alone=False)
                 deliveries = await self._committed(*await self._happened())
             self._keep_answers(deliveries)
+            self._turns += 1
+            self._resting = True
             kinds = {delivery.kind for delivery in deliveries}
             if "cancel" in kinds:
                 return abi_v1.CANCELLED
             if "fired" in kinds and self._answered(wanted) is None:
                 return len(wanted.operations)
+            if not machine.replaying:
+                await self._instance.heed()
         return place
 
     def _answered(self, wanted: Wait) -> int | None:
@@ -109,11 +122,10 @@ class Blocking(Turns):
         # While a call is under way its guest stays: what it waits for would be called again.
         return not self._running and super().evict()
 
-    @property
-    @override
-    def is_at_rest(self) -> bool:
-        return True  # it may be stopped wherever it waits: it cannot be kept, and is replayed
-
     @override
     async def keep(self) -> None:
-        """Its stack cannot be kept."""
+        if not self._waiting or not self._resting:
+            return
+        self._waiting = False  # until its stack stands again
+        await self._instance.keep_waiting({"turns": self.operations.state(self.exchange)}, self.commit)
+        self._turns, self._waiting = 0, True

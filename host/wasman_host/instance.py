@@ -315,7 +315,7 @@ class Instance:
         if self._until is not None:
             self._handing_back = self._until
             self._interrupt()
-        elif self._suspendable(self.guest):
+        elif self.suspendable(self.guest):
             self.beside(self._keep_and_close)
         else:
             guest, self.guest = self.guest, None
@@ -573,10 +573,10 @@ class Instance:
         if module.turns and self._origin is not None:
             self.turns = Turns(self, self._origin.block, None if restored is None else restored.state["turns"])
         elif module.version:
-            self.turns = Blocking(self, 0, None)
-        elif restored is not None and module.continues:
+            self.turns = Blocking(self, 0, None if restored is None else restored.state["turns"])
+        if restored is not None and module.continues:
             self._suspended = Suspended.from_json(restored.state["suspended"])
-            if restored.state["asking"]:
+            if restored.state.get("asking"):
                 machine.asks_again()
         self._make_guest(restored)
         if restored is not None:
@@ -942,7 +942,18 @@ class Instance:
             dropped = await archive.expired(chunk, machine.record.archive, policy.archive)
             await commit(partial(machine.archived, chunk, dropped, keeps=policy.archive != 0))
 
-    def _suspendable(self, guest: Guest) -> bool:
+    async def keep_waiting(
+        self, more: Mapping[str, Any], commit: Callable[[Callable[[], Proposal]], Awaitable[None]]
+    ) -> None:
+        """Keep a guest of the blocking form in the middle of its `wait`, where its stack can be unwound; as `keep`."""
+        guest = self.guest
+        if guest is None or not self.suspendable(guest):
+            return
+        suspended = asyncify.unwind(guest)
+        await self.keep({**more, "suspended": suspended.to_json()}, commit)
+        asyncify.rewind(guest, self._entry, (), suspended)
+
+    def suspendable(self, guest: Guest) -> bool:
         """Whether the stack of the guest, which is parked, can be unwound where it is."""
         marks = self._module.asyncified
         return (
@@ -957,10 +968,12 @@ class Instance:
     def _is_to_be_kept(self, guest: Guest, request: Request) -> bool:
         """Whether a guest that has parked just now is kept before it is answered."""
         if isinstance(request, abi_v0.Checkpoint):
-            return self._suspendable(guest)
+            return self.suspendable(guest)
+        if self.turns is not None:
+            return False  # it is kept in its wait, by `Blocking`
         policy = self._engine.snapshots
         due = self._answered >= policy.turns or self._computed >= policy.seconds
-        return due and self._suspendable(guest)
+        return due and self.suspendable(guest)
 
     async def _keep(self, *, enters_again: bool) -> Parked | None:
         """Unwind the guest and keep it; None where it cannot be unwound where it is.
@@ -969,7 +982,7 @@ class Instance:
             enters_again: Whether it goes on: it is parked as before then. Else its memory may only be given up.
         """
         guest = self.guest
-        if guest is None or not self._suspendable(guest) or (not enters_again and not self.machine.is_asking):
+        if guest is None or not self.suspendable(guest) or (not enters_again and not self.machine.is_asking):
             return None
         token = await self._streams.sync(self.machine)
         proposal, suspended, held, changed = self._unwound(guest, token)
@@ -1005,7 +1018,7 @@ class Instance:
 
         def propose() -> Proposal | None:
             guest = self.guest
-            if guest is None or not self.machine.is_asking or not self._suspendable(guest):
+            if guest is None or not self.machine.is_asking or not self.suspendable(guest):
                 return None
             try:
                 proposal, *_ = self._unwound(guest, token)
@@ -1153,10 +1166,10 @@ class Instance:
             StoreUnavailableError: The store did not take it for as long as the lease held.
         """
         assert self._beside is None, "what is committed next is made over what is committed beside this task"
-        # An interruption that this task has not felt yet comes first: one inside of the commit would leave its outcome
-        # unknown, and what is committed instead would be taken for the same commit, by its nonce.
+        # One inside of the commit would leave its outcome unknown, and what is committed instead would be taken for the
+        # same commit, by its nonce.
         if self._scope.cancel_called:
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            await self.feel()
         self._committing = True
         try:
             outcome = await self._durable(self._change(proposal))
@@ -1166,6 +1179,11 @@ class Instance:
         # What is durable and not in the memory of a guest of turns yet comes into it first, so that it can be kept.
         if self.turns is None or self.turns.is_at_rest:
             await self.heed()
+
+    async def feel(self) -> None:
+        """An interruption that this task has not felt yet comes first."""
+        if self._scope.cancel_called:
+            await anyio.lowlevel.checkpoint_if_cancelled()
 
     async def heed(self) -> None:
         """Stop here, if something has come first while it could not interrupt."""

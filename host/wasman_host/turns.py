@@ -478,6 +478,7 @@ class Turns:
     async def _committed(self, deliveries: list[Delivery], cancel: Cancel | None) -> list[Delivery]:
         """Make it durable; what the guest is to be given."""
         instance, machine, operations = self._instance, self._machine, self.operations
+        await instance.feel()
         self._resting = False  # what is durable from here on is not in the guest's memory yet
         operations.answered(deliveries)
         logged = deliveries
@@ -539,6 +540,8 @@ class Turns:
             call = _ConcurrentCall(self, self._instance, asked)
             call.calls.check(asked)
             self._running[asked.number] = call.scope
+            if asked.number in operations.cancelled:
+                call.scope.cancel()
             if alone and len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
                 return call
             self._tasks.start_soon(self._perform, call)

@@ -437,3 +437,12 @@ async def test_a_run_that_ends_while_its_only_call_goes_on_does_not_wait_for_it(
         await lab.cancel()
         assert await lab.result() == 1
     assert cut.is_set()
+
+
+async def test_a_call_that_was_cancelled_before_it_began_is_answered(lab: MemoryLab) -> None:
+    async def slow(_: ActivityCall) -> bytes:
+        await anyio.sleep_forever()
+        return b""
+
+    await lab.start(turning(Turn(call(0, "slow") + cancel(0)), Turn(complete(b"1"))))
+    assert await lab.complete(answers("slow", slow)) == 1

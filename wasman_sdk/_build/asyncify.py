@@ -23,7 +23,7 @@ from wasman_sdk._build.errors import BuildError
 __all__ = ["Instrumented", "asyncify", "find_wasm_opt"]
 
 # In which a guest may wait: of streams it does not, and so it is kept at its next call instead.
-_WAITING = ("env.host_call_api", "env.checkpoint", "wasi_snapshot_preview1.poll_oneoff")
+_WAITING = ("env.host_call_api", "env.checkpoint", "wasi_snapshot_preview1.poll_oneoff", "wasman.wait")
 # What compilers of today use (Zig all of it), and wasmtime can snapshot. What is named here is allowed, not required.
 _FEATURES = ("bulk-memory", "mutable-globals", "sign-ext", "nontrapping-float-to-int", "multivalue", "simd")
 _ADVICE = (

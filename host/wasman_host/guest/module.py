@@ -255,7 +255,7 @@ class GuestModule:
     @property
     def continues(self) -> bool:
         """Whether its guests can be kept in the middle of a call. Those of ABI v1 that block are replayed."""
-        return self.asyncified is not None and self.version == 0
+        return self.asyncified is not None and not self.turns
 
     def initialisers(self, entry: str) -> Sequence[str]:
         """Exports that run before `entry`, once a module."""
