@@ -446,3 +446,15 @@ async def test_a_call_that_was_cancelled_before_it_began_is_answered(lab: Memory
 
     await lab.start(turning(Turn(call(0, "slow") + cancel(0)), Turn(complete(b"1"))))
     assert await lab.complete(answers("slow", slow)) == 1
+
+
+def test_what_an_initialisation_panics_with_is_said() -> None:
+    said = "panic: wasman: two workflows are registered as 'a'\\0a"
+    data = wat.module(
+        f"""(import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1) (data (i32.const 100) "{said}") (func (export "run"))
+        (func (export "_initialize") (i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 51))
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))) (unreachable))"""
+    )
+    with pytest.raises(InvalidModuleError, match="trapped: panic: wasman: two workflows are registered as 'a'"):
+        initial_state(compile_module(data, "it"), "run", Limits().guest)

@@ -384,11 +384,12 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
                 )
                 raise GuestLimitError(message, ended.limit)
             if isinstance(ended, Trapped):
-                message = f"module {module.digest[:12]}: {name} trapped: {ended.message}\n{ended.backtrace}"
-                raise InvalidModuleError(message)
+                message = f"module {module.digest[:12]}: {name} trapped: {_last_words(guest, ended.message)}"
+                raise InvalidModuleError(f"{message}\n{ended.backtrace}")
             assert isinstance(ended, Ended), "nothing waits while a module is initialised"
             if ended.code:
-                message = f"module {module.digest[:12]}: {name} exited with code {ended.code}"
+                why = _last_words(guest, f"code {ended.code}")
+                message = f"module {module.digest[:12]}: {name} exited with {why}"
                 raise InvalidModuleError(message)
         if module.version and guest.world.wanted_host:
             message = (
@@ -400,6 +401,12 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
         return InitialState(bytes(guest.memory()), guest.globals(), guest.world.wanted_host, block)
     finally:
         guest.close()
+
+
+def _last_words(guest: Guest, otherwise: str) -> str:
+    """What the guest wrote as it panicked, such as that two workflows have one name."""
+    guest.world.flush()
+    return next((line for line in reversed(guest.world.said) if line.startswith("panic: ")), otherwise)
 
 
 def _introduced(module: GuestModule, guest: Guest) -> int:
