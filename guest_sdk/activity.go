@@ -97,7 +97,7 @@ func (a *Activity[In, Out]) Do(ctx context.Context, input In) (Out, error) {
 // Start calls the activity without waiting for it.
 func (a *Activity[In, Out]) Start(ctx context.Context, input In) *Future[Out] {
 	if err := ctx.Err(); err != nil {
-		return failedFuture[Out](a.name, context.Cause(ctx))
+		return failedFuture[Out](a.name, endOf(ctx))
 	}
 	request, err := encode(input)
 	if err != nil {
@@ -153,7 +153,7 @@ func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	if f.op.failed {
 		failure := activityError(f.op.name, f.op.body)
 		if failure.Type == TypeCancelled && ended.Err() != nil {
-			return result, &callError{f.op.name, context.Cause(ended)}
+			return result, &callError{f.op.name, endOf(ended)}
 		}
 		return result, failure
 	}

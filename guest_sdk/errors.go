@@ -21,6 +21,20 @@ func (f *Failure) Error() string { return f.Message }
 // Fail is a failure of the run that a program can tell by its type.
 func Fail(type_ string) error { return &Failure{Type: type_, Message: type_} }
 
+// endOf is why ctx has ended: its cause, which is what ctx.Err() says as well, whatever it is.
+func endOf(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == nil || cause == err {
+		return err
+	}
+	return &endError{cause, err}
+}
+
+type endError struct{ cause, err error }
+
+func (e *endError) Error() string   { return e.cause.Error() }
+func (e *endError) Unwrap() []error { return []error{e.cause, e.err} }
+
 // cancelRequest is why a run's context ends when somebody has asked that the run be cancelled.
 type cancelRequest struct{ reason string }
 

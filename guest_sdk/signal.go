@@ -19,7 +19,7 @@ func NewSignal[T any](name string) *Signal[T] { return &Signal[T]{name} }
 func (s *Signal[T]) Receive(ctx context.Context) (T, error) {
 	var value T
 	if ctx.Err() != nil {
-		return value, &callError{"signal " + s.name, context.Cause(ctx)}
+		return value, &callError{"signal " + s.name, endOf(ctx)}
 	}
 	op := ask(abi.Receive, s.name, func(b []byte) []byte { return append(b, s.name...) })
 	select {
@@ -29,7 +29,7 @@ func (s *Signal[T]) Receive(ctx context.Context) (T, error) {
 		select {
 		case <-op.done: // it came at the same moment, and is not to be lost
 		default:
-			return value, &callError{"signal " + s.name, context.Cause(ctx)}
+			return value, &callError{"signal " + s.name, endOf(ctx)}
 		}
 	}
 	if err := decode(op.body, &value); err != nil {

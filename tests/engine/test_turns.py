@@ -273,6 +273,24 @@ async def test_an_input_that_does_not_fit_fails_the_run(lab: MemoryLab) -> None:
     assert "id: 7 does not fit into a string" in failure.message
 
 
+async def test_an_input_that_is_nested_too_deep_is_refused_before_a_stack_ends(lab: MemoryLab) -> None:
+    for depth in (5, 100):
+        given: object = depth
+        for _ in range(depth):
+            given = [given]
+        await lab.start(guest("programs", "tinygo"), given, id=f"d{depth}", entry="anything")
+    async with lab.worker():
+        nested = await lab.result("d5")
+        found = await lab.ended("d100")
+    for _ in range(5):
+        [nested] = nested
+    assert nested == 5
+    assert found.record is not None
+    assert found.record.failure is not None
+    assert found.record.failure.type == "BadInput"
+    assert "values lie within each other more than 12 deep" in found.record.failure.message
+
+
 async def test_an_activity_that_nobody_has_is_waited_for_and_named(
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

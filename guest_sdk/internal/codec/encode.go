@@ -22,8 +22,6 @@ type Marshaler interface {
 // Raw is JSON as it is: it is neither read nor written.
 type Raw []byte
 
-const maxDepth = 200 // of values within each other: a ring of pointers must end somewhere
-
 var (
 	timeType = reflect.TypeOf(time.Time{})
 	rawType  = reflect.TypeOf(Raw(nil))

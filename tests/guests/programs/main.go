@@ -27,6 +27,7 @@ var (
 	_ = wasman.Workflow("receives", receives)
 	_ = wasman.Workflow("fanout", fanout)
 	_ = wasman.Workflow("wide", wide)
+	_ = wasman.Workflow("anything", func(_ context.Context, given any) (any, error) { return given, nil })
 	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
