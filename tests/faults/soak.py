@@ -29,7 +29,7 @@ from wasman_host import control, deployments, starting
 from wasman_host.payload import Payload
 from wasman_host.store import CLOSED, Key, SqliteStore, Status
 
-__all__ = ["Report", "soak"]
+__all__ = ["Report", "Workers", "soak"]
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = 30  # workflows that are under way at once
@@ -115,7 +115,7 @@ class Report:
         )
 
 
-class _Workers:
+class Workers:
     """The processes."""
 
     def __init__(self, store: Path, ledger: Path, logs: Path) -> None:
@@ -138,8 +138,9 @@ class _Workers:
         self.processes.remove(process)
         if kill:
             process.kill()
-        with process:  # which closes its standard input and waits
-            pass
+        # This ends its standard input and reads the other end of its output until it has left: one that is told to
+        # leave before it serves still says so.
+        process.communicate()
         return process.returncode
 
 
@@ -197,7 +198,7 @@ async def soak(folder: Path, *, kills: int, workers: int = 3, seed: int | None =
     draw, report, begun = random.Random(seed), Report(seed), time.monotonic()
     campaign = _Soak(folder, draw)
     await campaign.prepare()
-    processes = _Workers(folder / "store.db", folder / "ledger", folder / "log")
+    processes = Workers(folder / "store.db", folder / "ledger", folder / "log")
     try:
         for _ in range(workers):
             processes.begin()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import soak
+from tests.faults.soak import Workers, soak
 
 pytestmark = pytest.mark.once  # processes, which are the same on every version of Python
 
@@ -14,3 +14,10 @@ async def test_f02_workers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
     assert not report.problems, report
     assert report.kills == 15
     assert report.workflows >= 30
+
+
+def test_a_worker_that_is_told_to_leave_before_it_serves_leaves_in_order(tmp_path: Path) -> None:
+    workers = Workers(tmp_path / "store.db", tmp_path / "ledger", tmp_path / "log")
+    workers.begin()
+    (process,) = workers.processes
+    assert workers.end(process, kill=False) == 0, (tmp_path / "log").read_text()
