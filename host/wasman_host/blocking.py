@@ -52,14 +52,9 @@ class Blocking(Turns):
                 problem = error
             tasks.cancel_scope.cancel()
         self._tasks = None
-        if isinstance(problem, GuestEnded):
-            await self._instance.fail(self._instance.failure_of(problem.outcome))
-        elif problem is not None:
-            raise problem
-        else:
-            if self.operations.end is None:
-                self.operations.end = CompleteCommand(b"null")
-            await self._end()
+        if problem is None and self.operations.end is None:
+            self.operations.end = CompleteCommand(b"null")  # it has returned, which is enough
+        await self._settle(problem)
 
     @override
     def _take(self, commands: bytes | memoryview) -> None:

@@ -516,21 +516,22 @@ class Machine:
             cancel: A cancel that it is told of with them, or None.
             under_way: Number and name of the calls that go on meanwhile.
         """
+        record = self.record
+        begun: list[OpenOperation] = []
         if self.takeovers:
             # The store forgets the takeovers with this commit, so what they mean for these calls is written down.
-            known = {operation.number for operation in self.record.open}
+            known = {operation.number for operation in record.open}
             begun = [
                 OpenOperation(number, "call", name, self.attempts(number) + 1)
                 for number, name in under_way
                 if number not in known
             ]
-            self.record = evolve(self.record, open=(*self.record.open, *begun))
-        if cancel is None and not self.record.signals:
+        if cancel is None and not record.signals and not begun:
             return self.answered(deliveries, now)
-        record, answers = self.record, {delivery.operation for delivery in deliveries}
+        answers = {delivery.operation for delivery in deliveries}
         received = {delivery.message for delivery in deliveries if delivery.kind == "result" and delivery.message}
         changes = {
-            "open": tuple(operation for operation in record.open if operation.number not in answers),
+            "open": tuple(operation for operation in (*record.open, *begun) if operation.number not in answers),
             "signals": tuple(signal for signal in record.signals if signal.message not in received),
             "cancel": record.cancel if cancel is None else evolve(cancel, operation=-1),
         }

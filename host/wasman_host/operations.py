@@ -57,17 +57,15 @@ class Operations:
         cancelled: Calls among them that the guest wants to be cut short.
         end: The command that ended the run, if one did.
         deadline: When the guest wants a turn though nothing has happened, ns since 1970, or -1.
-        stuck: Whether the guest has said that it cannot go on by itself.
     """
 
-    __slots__ = ("cancelled", "deadline", "end", "open", "stuck")
+    __slots__ = ("cancelled", "deadline", "end", "open")
 
     def __init__(self) -> None:
         self.open: dict[int, Asked] = {}
         self.cancelled: set[int] = set()
         self.end: CompleteCommand | FailCommand | None = None
         self.deadline = -1
-        self.stuck = False
 
     def take(self, given: bytes | memoryview, machine: Machine) -> None:
         """Take the commands in `given`, in order, up to one that ends the run.
@@ -145,7 +143,6 @@ class Operations:
             ],
             "cancelled": sorted(self.cancelled),
             "deadline": self.deadline,
-            "stuck": self.stuck,
             "end": self._end(),
             "untaken": [[number, _text(data), failed] for number, (data, failed) in exchange.untaken.items()],
         }
@@ -168,7 +165,7 @@ class Operations:
             kind, said = state["end"]
             found.end = CompleteCommand(_data(said)) if kind == "complete" else FailCommand(_data(said))
         found.cancelled = set(state["cancelled"])
-        found.deadline, found.stuck = state["deadline"], state["stuck"]
+        found.deadline = state["deadline"]
         exchange.untaken = {number: (_data(data), failed) for number, data, failed in state["untaken"]}
         return found
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wasman_host.activity import ActivityDefinition
     from wasman_host.codec import PayloadCodec
     from wasman_host.events import EventKind
-    from wasman_host.guest.live import Trapped
+    from wasman_host.guest.live import Guest, Trapped
     from wasman_host.instance import Instance
     from wasman_host.machine import Machine, Proposal
     from wasman_host.operations import Asked
@@ -209,12 +209,7 @@ class Turns:
                     problem = error
                 tasks.cancel_scope.cancel()
         self._tasks = None
-        if isinstance(problem, GuestEnded):
-            await self._instance.fail(self._instance.failure_of(problem.outcome))
-        elif problem is not None:
-            raise problem
-        else:
-            await self._end()
+        await self._settle(problem)
 
     async def _go_on(self) -> None:
         """Deliver until the run has ended, or until another task does."""
@@ -258,6 +253,15 @@ class Turns:
             return delivery
         return evolve(delivery, payload=await self._instance.loaded(delivery.payload))
 
+    async def _settle(self, problem: Exception | None) -> None:
+        """What comes of the run, where it has ended or `problem` keeps it from going on."""
+        if isinstance(problem, GuestEnded):
+            await self._instance.fail(self._instance.failure_of(problem.outcome))
+        elif problem is not None:
+            raise problem
+        else:
+            await self._end()
+
     async def _end(self) -> None:
         end = self.operations.end
         early = self._machine.finished_early()
@@ -284,7 +288,7 @@ class Turns:
         self._resting = False
         began = time.thread_time()
         guest.world.time = machine.time
-        inbox, capacity, *_ = self._said or Block.read(guest, self._block)
+        inbox, capacity, *_ = self._said or self._read_block(guest)
         given = self._events(deliveries, capacity)
         if not guest.write(inbox, given):
             raise self._protocol(f"has its inbox at {inbox:#x}, which is not inside its memory")
@@ -296,15 +300,21 @@ class Turns:
             raise GuestEnded(outcome)
         if outcome.values[0]:
             raise self._protocol(f"gives {outcome.values[0]} for a turn, and 0 means that all is well")
-        self._said = block = Block.read(guest, self._block)
+        self._said = block = self._read_block(guest)
         outbox = guest.view(block.outbox, block.length)
         if outbox is None:
             raise self._protocol(f"has its outbox at {block.outbox:#x}, which is not inside its memory")
         self._take(outbox)
-        self.operations.deadline, self.operations.stuck = block.deadline, block.stuck
+        self.operations.deadline = block.deadline
         self._turns += 1
         self._spent += time.thread_time() - began
         self._resting = True
+
+    def _read_block(self, guest: Guest) -> Block:
+        try:
+            return Block.read(guest, self._block)
+        except MalformedError as error:
+            raise self._protocol(f"is at fault: {error}") from error
 
     def _take(self, commands: bytes | memoryview) -> None:
         """What the guest asks for."""

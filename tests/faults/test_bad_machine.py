@@ -379,7 +379,7 @@ async def test_a_run_that_is_interrupted_as_it_finishes_is_not_blocked() -> None
     machine = Machine("default", "w", Record("run", pinned), Tail())
     streams = SessionStreams(StreamTypes(), lambda: None)
     with anyio.CancelScope() as scope:
-        streams._sink = cast("SinkWriter", _Interrupted(scope))
+        streams._writers["out"] = cast("SinkWriter", _Interrupted(scope))
         await streams.finished(machine)
     assert scope.cancelled_caught
 

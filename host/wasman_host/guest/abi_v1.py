@@ -55,7 +55,6 @@ NOT_READY = -4
 CANCELLED = -5
 NOT_ALLOWED = -6
 TOO_LARGE = -7
-UNSUPPORTED = -8
 
 _IS_FAILURE = 1 << 30
 _FRAME = struct.Struct("<IIHHI")
@@ -75,7 +74,6 @@ class Block(NamedTuple):
         capacity: Bytes of the inbox.
         outbox: Where this turn's commands are.
         length: Their bytes.
-        stuck: Whether it could not go on even if time passed.
         deadline: When it wants a turn though nothing has happened, ns since 1970; -1 for never.
     """
 
@@ -83,17 +81,16 @@ class Block(NamedTuple):
     capacity: int
     outbox: int
     length: int
-    stuck: bool
     deadline: int
 
     @classmethod
     def read(cls, guest: Guest, address: int) -> Block:
-        """The block at `address`. Raises `MalformedError`."""
+        """The block at `address`. Raises `MalformedError`, whose text stands for itself."""
         data = guest.view(address, BLOCK.size)
         if data is None:
             raise MalformedError(f"its block at {address:#x} is not inside its memory")
-        inbox, capacity, outbox, length, flags, _, deadline = BLOCK.unpack(data)
-        return cls(inbox, capacity, outbox, length, bool(flags & 1), deadline)
+        inbox, capacity, outbox, length, _, _, deadline = BLOCK.unpack(data)
+        return cls(inbox, capacity, outbox, length, deadline)
 
 
 class MalformedError(Exception):
