@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,28 @@ async def test_an_input_that_is_nested_too_deep_is_refused_before_a_stack_ends(l
     for _ in range(5):
         [nested] = nested
     assert nested == 5
+    assert found.record is not None
+    assert found.record.failure is not None
+    assert found.record.failure.type == "BadInput"
+    assert "values lie within each other more than 12 deep" in found.record.failure.message
+
+
+@pytest.mark.parametrize("within", ["member", "list", "map"])
+async def test_values_of_any_type_may_lie_as_deep_within_each_other_as_is_said(lab: MemoryLab, within: str) -> None:
+    """A struct in a struct is two values within each other: 12 are allowed, and 14 are refused."""
+    wrap: dict[str, Callable[[object], object]] = {
+        "member": lambda inner: inner,
+        "list": lambda inner: [inner],
+        "map": lambda inner: {"key": inner},
+    }
+    given: list[object] = [{}]
+    for depth in range(1, 8):
+        given.append({within: wrap[within](given[-1]), "number": depth})
+        await lab.start(guest("programs", "tinygo"), given[depth], id=f"d{depth}", entry="nested")
+    async with lab.worker():
+        for depth in range(1, 7):
+            assert await lab.result(f"d{depth}") == given[depth]
+        found = await lab.ended("d7")
     assert found.record is not None
     assert found.record.failure is not None
     assert found.record.failure.type == "BadInput"

@@ -73,7 +73,7 @@ func (d *decoder) word(word string) bool {
 func (d *decoder) skip(path string, depth int) ([]byte, error) {
 	start := d.at
 	if depth > maxDepth {
-		return nil, d.fail(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+		return nil, d.tooDeep(path)
 	}
 	switch c := d.peek(); {
 	case c == '"':
@@ -299,38 +299,67 @@ func (d *decoder) unit() (rune, bool) {
 	return rune(n), err == nil
 }
 
+// value reads into v. What has no other value within it is read by leaf: in this function and the four that call it
+// again, a guest's stack holds one frame for each level, and TinyGo's frames are as large as all that is inlined.
 func (d *decoder) value(v reflect.Value, path string, depth int) error {
 	if depth > maxDepth {
-		return d.fail(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+		return d.tooDeep(path)
 	}
-	t := v.Type()
-	if t == rawType {
-		raw, err := d.skip(path, depth)
-		v.SetBytes(append([]byte(nil), raw...))
-		return err
-	}
-	if t.Kind() == reflect.Pointer {
-		if d.word("null") {
-			v.SetZero()
+	if v.Kind() == reflect.Pointer {
+		if !d.point(v) {
 			return nil
-		}
-		if v.IsNil() {
-			v.Set(reflect.New(t.Elem()))
 		}
 		return d.value(v.Elem(), path, depth+1)
 	}
-	if t == timeType {
-		return d.moment(v, path)
+	if read, err := d.leaf(v, path, depth); read {
+		return err
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		return d.object(v, path, depth)
+	case reflect.Map:
+		return d.mapping(v, path, depth)
+	case reflect.Slice:
+		return d.slice(v, path, depth)
+	}
+	return d.array(v, path, depth)
+}
+
+//go:noinline
+func (d *decoder) tooDeep(path string) error {
+	return d.fail(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+}
+
+// point makes a pointer point to a value; false where it is null.
+//
+//go:noinline
+func (d *decoder) point(v reflect.Value) bool {
+	if d.word("null") {
+		v.SetZero()
+		return false
+	}
+	if v.IsNil() {
+		v.Set(reflect.New(v.Type().Elem()))
+	}
+	return true
+}
+
+// leaf reads what has no value of a known type within it; false where it is a list, a map or a struct.
+//
+//go:noinline
+func (d *decoder) leaf(v reflect.Value, path string, depth int) (read bool, err error) {
+	t := v.Type()
+	switch t {
+	case rawType:
+		raw, err := d.skip(path, depth)
+		v.SetBytes(append([]byte(nil), raw...))
+		return true, err
+	case timeType:
+		return true, d.moment(v, path)
 	}
 	if v.CanAddr() && t.Kind() != reflect.Interface && reflect.PointerTo(t).NumMethod() > 0 {
 		if own, ok := v.Addr().Interface().(Unmarshaler); ok {
-			raw, err := d.skip(path, depth)
-			if err == nil {
-				if err = own.UnmarshalJSON(raw); err != nil {
-					err = d.fail(path, err.Error())
-				}
-			}
-			return err
+			return true, d.own(own, path, depth)
 		}
 	}
 	if d.peek() == 'n' && d.word("null") {
@@ -338,18 +367,13 @@ func (d *decoder) value(v reflect.Value, path string, depth int) error {
 		case reflect.Interface, reflect.Map, reflect.Slice:
 			v.SetZero()
 		}
-		return nil // as encoding/json: what cannot be null stays as it is
+		return true, nil // as encoding/json: what cannot be null stays as it is
 	}
 	switch t.Kind() {
+	case reflect.Struct, reflect.Map, reflect.Slice, reflect.Array:
+		return false, nil
 	case reflect.Interface:
-		if t.NumMethod() > 0 {
-			return d.fail(path, "nothing can be read into a "+t.String())
-		}
-		found, err := d.any(path, depth)
-		if err == nil && found != nil {
-			v.Set(reflect.ValueOf(found))
-		}
-		return err
+		return true, d.open(v, path, depth)
 	case reflect.Bool:
 		switch {
 		case d.word("true"):
@@ -357,26 +381,46 @@ func (d *decoder) value(v reflect.Value, path string, depth int) error {
 		case d.word("false"):
 			v.SetBool(false)
 		default:
-			return d.unfit(t, path, depth)
+			return true, d.unfit(t, path, depth)
 		}
-		return nil
+		return true, nil
 	case reflect.String:
 		if d.peek() != '"' {
-			return d.unfit(t, path, depth)
+			return true, d.unfit(t, path, depth)
 		}
 		s, err := d.text(path)
 		v.SetString(s)
-		return err
-	case reflect.Struct:
-		return d.object(v, path, depth)
-	case reflect.Map:
-		return d.mapping(v, path, depth)
-	case reflect.Slice:
-		return d.slice(v, path, depth)
-	case reflect.Array:
-		return d.array(v, path, depth)
+		return true, err
 	}
-	return d.numeric(v, path, depth)
+	return true, d.numeric(v, path, depth)
+}
+
+// open reads into what may hold anything.
+//
+//go:noinline
+func (d *decoder) open(v reflect.Value, path string, depth int) error {
+	if v.Type().NumMethod() > 0 {
+		return d.fail(path, "nothing can be read into a "+v.Type().String())
+	}
+	found, err := d.any(path, depth)
+	if err == nil && found != nil {
+		v.Set(reflect.ValueOf(found))
+	}
+	return err
+}
+
+// own lets a type read its own JSON.
+//
+//go:noinline
+func (d *decoder) own(into Unmarshaler, path string, depth int) error {
+	raw, err := d.skip(path, depth)
+	if err != nil {
+		return err
+	}
+	if err := into.UnmarshalJSON(raw); err != nil {
+		return d.fail(path, err.Error())
+	}
+	return nil
 }
 
 func (d *decoder) unfit(t reflect.Type, path string, depth int) error {
@@ -392,6 +436,7 @@ func (d *decoder) unfit(t reflect.Type, path string, depth int) error {
 	return d.fail(path, string(raw)+" does not fit into a "+t.String())
 }
 
+//go:noinline
 func (d *decoder) numeric(v reflect.Value, path string, depth int) error {
 	t := v.Type()
 	if c := d.peek(); c != '-' && (c < '0' || c > '9') {
@@ -428,6 +473,7 @@ func (d *decoder) numeric(v reflect.Value, path string, depth int) error {
 	return nil
 }
 
+//go:noinline
 func (d *decoder) moment(v reflect.Value, path string) error {
 	if d.word("null") {
 		return nil
@@ -447,39 +493,21 @@ func (d *decoder) moment(v reflect.Value, path string) error {
 	return nil
 }
 
+//go:noinline
 func (d *decoder) object(v reflect.Value, path string, depth int) error {
 	if d.peek() != '{' {
 		return d.unfit(v.Type(), path, depth)
 	}
 	members := fieldsOf(v.Type())
 	return d.members(path, func(name string) error {
-		i, ok := members.byName[name]
-		if !ok {
-			for j := range members.list {
-				if strings.EqualFold(members.list[j].name, name) {
-					i, ok = j, true
-					break
-				}
-			}
-		}
 		inner := name
 		if path != "" {
 			inner = path + "." + name
 		}
-		if !ok {
+		f := members.find(name)
+		if f == nil {
 			_, err := d.skip(inner, depth+1)
 			return err
-		}
-		f := members.list[i]
-		target := v
-		for k, x := range f.index {
-			if k > 0 && target.Kind() == reflect.Pointer {
-				if target.IsNil() {
-					target.Set(reflect.New(target.Type().Elem()))
-				}
-				target = target.Elem()
-			}
-			target = target.Field(x)
 		}
 		if f.quoted && d.peek() == '"' {
 			s, err := d.text(inner)
@@ -487,50 +515,91 @@ func (d *decoder) object(v reflect.Value, path string, depth int) error {
 				return err
 			}
 			unquoted := &decoder{data: []byte(s)}
-			return unquoted.value(target, inner, depth+1)
+			return unquoted.value(member(v, f.index), inner, depth+1)
 		}
-		return d.value(target, inner, depth+1)
+		return d.value(member(v, f.index), inner, depth+1)
 	})
 }
 
+// member is a struct's member, or that of one embedded in it, which is made where a pointer to it is nil.
+//
+//go:noinline
+func member(v reflect.Value, index []int) reflect.Value {
+	for i, x := range index {
+		if i > 0 && v.Kind() == reflect.Pointer {
+			if v.IsNil() {
+				v.Set(reflect.New(v.Type().Elem()))
+			}
+			v = v.Elem()
+		}
+		v = v.Field(x)
+	}
+	return v
+}
+
+//go:noinline
 func (d *decoder) mapping(v reflect.Value, path string, depth int) error {
-	t := v.Type()
 	if d.peek() != '{' {
-		return d.unfit(t, path, depth)
+		return d.unfit(v.Type(), path, depth)
 	}
-	if v.IsNil() {
-		v.Set(reflect.MakeMap(t))
-	}
+	makeMap(v)
 	return d.members(path, func(name string) error {
 		inner := path + "[" + name + "]"
-		key := reflect.New(t.Key()).Elem()
-		switch k := key.Kind(); {
-		case k == reflect.String:
-			key.SetString(name)
-		case k >= reflect.Int && k <= reflect.Int64:
-			n, err := strconv.ParseInt(name, 10, t.Key().Bits())
-			if err != nil {
-				return d.fail(inner, "the name does not fit into a "+t.Key().String())
-			}
-			key.SetInt(n)
-		case k >= reflect.Uint && k <= reflect.Uintptr:
-			n, err := strconv.ParseUint(name, 10, t.Key().Bits())
-			if err != nil {
-				return d.fail(inner, "the name does not fit into a "+t.Key().String())
-			}
-			key.SetUint(n)
-		default:
-			return d.fail(inner, "JSON's names are text, and a "+t.Key().String()+" is none")
+		key, err := d.key(v.Type().Key(), name, inner)
+		if err != nil {
+			return err
 		}
-		element := reflect.New(t.Elem()).Elem()
+		element := fresh(v.Type().Elem())
 		if err := d.value(element, inner, depth+1); err != nil {
 			return err
 		}
-		v.SetMapIndex(key, element)
+		put(v, key, element)
 		return nil
 	})
 }
 
+//go:noinline
+func makeMap(v reflect.Value) {
+	if v.IsNil() {
+		v.Set(reflect.MakeMap(v.Type()))
+	}
+}
+
+//go:noinline
+func put(v, key, element reflect.Value) { v.SetMapIndex(key, element) }
+
+// key makes a map's key of a name.
+//
+//go:noinline
+func (d *decoder) key(t reflect.Type, name, path string) (reflect.Value, error) {
+	key := fresh(t)
+	switch k := key.Kind(); {
+	case k == reflect.String:
+		key.SetString(name)
+	case k >= reflect.Int && k <= reflect.Int64:
+		n, err := strconv.ParseInt(name, 10, t.Bits())
+		if err != nil {
+			return key, d.fail(path, "the name does not fit into a "+t.String())
+		}
+		key.SetInt(n)
+	case k >= reflect.Uint && k <= reflect.Uintptr:
+		n, err := strconv.ParseUint(name, 10, t.Bits())
+		if err != nil {
+			return key, d.fail(path, "the name does not fit into a "+t.String())
+		}
+		key.SetUint(n)
+	default:
+		return key, d.fail(path, "JSON's names are text, and a "+t.String()+" is none")
+	}
+	return key, nil
+}
+
+// fresh is a new value that can be read into.
+//
+//go:noinline
+func fresh(t reflect.Type) reflect.Value { return reflect.New(t).Elem() }
+
+//go:noinline
 func (d *decoder) slice(v reflect.Value, path string, depth int) error {
 	t := v.Type()
 	if t.Elem().Kind() == reflect.Uint8 && d.peek() == '"' {
@@ -550,7 +619,7 @@ func (d *decoder) slice(v reflect.Value, path string, depth int) error {
 	}
 	out := reflect.MakeSlice(t, 0, 0)
 	err := d.items(path, func(i int) error {
-		element := reflect.New(t.Elem()).Elem()
+		element := fresh(t.Elem())
 		if err := d.value(element, path+"["+strconv.Itoa(i)+"]", depth+1); err != nil {
 			return err
 		}
@@ -563,6 +632,7 @@ func (d *decoder) slice(v reflect.Value, path string, depth int) error {
 	return err
 }
 
+//go:noinline
 func (d *decoder) array(v reflect.Value, path string, depth int) error {
 	if d.peek() != '[' {
 		return d.unfit(v.Type(), path, depth)
@@ -584,9 +654,11 @@ func (d *decoder) array(v reflect.Value, path string, depth int) error {
 }
 
 // any reads what may be anything, as encoding/json does: maps, lists, text, float64, bool, nil.
+//
+//go:noinline
 func (d *decoder) any(path string, depth int) (any, error) {
 	if depth > maxDepth {
-		return nil, d.fail(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+		return nil, d.tooDeep(path)
 	}
 	switch c := d.peek(); {
 	case c == '"':

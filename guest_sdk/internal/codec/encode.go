@@ -42,72 +42,94 @@ func at(path, what string) error {
 	return errors.New(path + ": " + what)
 }
 
+// appendValue appends v. What has no other value within it is written by appendLeaf: in this function and the three that
+// call it again, a guest's stack holds one frame for each level, and TinyGo's frames are as large as all that is inlined.
 func appendValue(b []byte, v reflect.Value, path string, depth int, quoted bool) ([]byte, error) {
 	if depth > maxDepth {
-		return nil, at(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+		return nil, tooDeep(path)
 	}
+	if written, b, err := appendLeaf(b, v, path, quoted); written {
+		return b, err
+	}
+	switch v.Kind() {
+	case reflect.Interface, reflect.Pointer:
+		return appendValue(b, v.Elem(), path, depth+1, quoted)
+	case reflect.Map:
+		return appendMap(b, v, path, depth)
+	case reflect.Struct:
+		return appendStruct(b, v, path, depth)
+	}
+	return appendList(b, v, path, depth)
+}
+
+//go:noinline
+func tooDeep(path string) error {
+	return at(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
+}
+
+// appendLeaf appends what has no other value within it; false where v is a list, a map, a struct or a pointer.
+//
+//go:noinline
+func appendLeaf(b []byte, v reflect.Value, path string, quoted bool) (written bool, _ []byte, _ error) {
 	if !v.IsValid() {
-		return append(b, "null"...), nil
+		return true, append(b, "null"...), nil
 	}
 	t := v.Type()
 	switch t {
 	case timeType:
 		moment := v.Interface().(time.Time)
 		if y := moment.Year(); y < 0 || y > 9999 {
-			return nil, at(path, "the year "+strconv.Itoa(y)+" has no place in RFC 3339")
+			return true, nil, at(path, "the year "+strconv.Itoa(y)+" has no place in RFC 3339")
 		}
 		b = append(b, '"')
 		b = appendMoment(b, moment)
-		return append(b, '"'), nil
+		return true, append(b, '"'), nil
 	case rawType:
 		if raw := v.Bytes(); len(raw) > 0 {
-			return append(b, raw...), nil
+			return true, append(b, raw...), nil
 		}
-		return append(b, "null"...), nil
+		return true, append(b, "null"...), nil
 	}
 	if t.NumMethod() > 0 && t.Kind() != reflect.Interface && v.CanInterface() {
 		if own, ok := v.Interface().(Marshaler); ok && !(t.Kind() == reflect.Pointer && v.IsNil()) {
 			data, err := own.MarshalJSON()
 			if err != nil {
-				return nil, at(path, err.Error())
+				return true, nil, at(path, err.Error())
 			}
-			return append(b, data...), nil
+			return true, append(b, data...), nil
 		}
 	}
 	switch t.Kind() {
 	case reflect.Bool:
-		return quote(b, quoted, func(b []byte) []byte { return strconv.AppendBool(b, v.Bool()) }), nil
+		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendBool(b, v.Bool()) }), nil
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return quote(b, quoted, func(b []byte) []byte { return strconv.AppendInt(b, v.Int(), 10) }), nil
+		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendInt(b, v.Int(), 10) }), nil
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		return quote(b, quoted, func(b []byte) []byte { return strconv.AppendUint(b, v.Uint(), 10) }), nil
+		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendUint(b, v.Uint(), 10) }), nil
 	case reflect.Float32, reflect.Float64:
-		return appendFloat(b, v.Float(), t.Bits(), path, quoted)
+		b, err := appendFloat(b, v.Float(), t.Bits(), path, quoted)
+		return true, b, err
 	case reflect.String:
 		if quoted {
-			return appendString(b, string(appendString(nil, v.String()))), nil
+			return true, appendString(b, string(appendString(nil, v.String()))), nil
 		}
-		return appendString(b, v.String()), nil
+		return true, appendString(b, v.String()), nil
 	case reflect.Interface, reflect.Pointer:
 		if v.IsNil() {
-			return append(b, "null"...), nil
+			return true, append(b, "null"...), nil
 		}
-		return appendValue(b, v.Elem(), path, depth+1, quoted)
+		return false, b, nil
 	case reflect.Slice: // nil is the empty list, as in encoding/json/v2: null is none to pydantic
 		if t.Elem().Kind() == reflect.Uint8 {
 			b = append(b, '"')
 			b = base64.StdEncoding.AppendEncode(b, v.Bytes())
-			return append(b, '"'), nil
+			return true, append(b, '"'), nil
 		}
-		return appendList(b, v, path, depth)
-	case reflect.Array:
-		return appendList(b, v, path, depth)
-	case reflect.Map:
-		return appendMap(b, v, path, depth)
-	case reflect.Struct:
-		return appendStruct(b, v, path, depth)
+		return false, b, nil
+	case reflect.Array, reflect.Map, reflect.Struct:
+		return false, b, nil
 	}
-	return nil, at(path, "JSON has no place for a "+t.String())
+	return true, nil, at(path, "JSON has no place for a "+t.String())
 }
 
 func quote(b []byte, quoted bool, write func([]byte) []byte) []byte {
@@ -138,6 +160,7 @@ func appendFloat(b []byte, f float64, bits int, path string, quoted bool) ([]byt
 	}), nil
 }
 
+//go:noinline
 func appendList(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
 	b = append(b, '[')
 	var err error
@@ -152,11 +175,34 @@ func appendList(b []byte, v reflect.Value, path string, depth int) ([]byte, erro
 	return append(b, ']'), nil
 }
 
+//go:noinline
 func appendMap(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
-	type pair struct {
-		name  string
-		value reflect.Value
+	pairs, err := pairsOf(v, path)
+	if err != nil {
+		return nil, err
 	}
+	b = append(b, '{')
+	for i, p := range pairs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, p.name), ':')
+		if b, err = appendValue(b, p.value, path+"["+p.name+"]", depth+1, false); err != nil {
+			return nil, err
+		}
+	}
+	return append(b, '}'), nil
+}
+
+type pair struct {
+	name  string
+	value reflect.Value
+}
+
+// pairsOf is what a map has, by the order of the names.
+//
+//go:noinline
+func pairsOf(v reflect.Value, path string) ([]pair, error) {
 	pairs := make([]pair, 0, v.Len())
 	for iter := v.MapRange(); iter.Next(); {
 		name, err := keyName(iter.Key(), path)
@@ -166,18 +212,7 @@ func appendMap(b []byte, v reflect.Value, path string, depth int) ([]byte, error
 		pairs = append(pairs, pair{name, iter.Value()})
 	}
 	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
-	b = append(b, '{')
-	for i, p := range pairs {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(appendString(b, p.name), ':')
-		var err error
-		if b, err = appendValue(b, p.value, path+"["+p.name+"]", depth+1, false); err != nil {
-			return nil, err
-		}
-	}
-	return append(b, '}'), nil
+	return pairs, nil
 }
 
 func keyName(key reflect.Value, path string) (string, error) {
@@ -192,6 +227,7 @@ func keyName(key reflect.Value, path string) (string, error) {
 	return "", at(path, "JSON's names are text, and a "+key.Type().String()+" is none")
 }
 
+//go:noinline
 func appendStruct(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
 	b = append(b, '{')
 	first := true

@@ -44,6 +44,21 @@ func fieldsOf(t reflect.Type) *fields {
 	return found
 }
 
+// find gives the member that a name in JSON means, exactly or else whatever its case; nil where there is none.
+//
+//go:noinline
+func (f *fields) find(name string) *field {
+	if i, ok := f.byName[name]; ok {
+		return &f.list[i]
+	}
+	for i := range f.list {
+		if strings.EqualFold(f.list[i].name, name) {
+			return &f.list[i]
+		}
+	}
+	return nil
+}
+
 // dominant is the one of all fields called name that is nearest, and among those the one that is tagged so.
 func dominant(all []field, name string) (field, bool) {
 	var best field

@@ -28,10 +28,19 @@ var (
 	_ = wasman.Workflow("fanout", fanout)
 	_ = wasman.Workflow("wide", wide)
 	_ = wasman.Workflow("anything", func(_ context.Context, given any) (any, error) { return given, nil })
+	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
 	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
+
+// Nested holds others of its kind, in each way that JSON has.
+type Nested struct {
+	Member *Nested           `json:"member,omitempty"`
+	List   []Nested          `json:"list,omitempty"`
+	Map    map[string]Nested `json:"map,omitempty"`
+	Number int               `json:"number,omitempty"`
+}
 
 // Drawn is what a drawn program is made of.
 type Drawn struct {
