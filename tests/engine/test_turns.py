@@ -2,9 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -24,6 +23,9 @@ from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ORDER = {"id": "1", "cents": 5}
 
