@@ -762,7 +762,7 @@ class Instance:
         early = self.machine.finished_early()
         if early is not None:
             raise early
-        panic = panicked(self.guest.world.said, outcome) if self.turns is not None and self.guest else None
+        panic = panicked(self.guest.world.said, outcome) if self.guest else None
         if panic is not None:
             return panic
         if isinstance(outcome, Ended):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wasman_host.errors import Failure, GuestLimitError, LimitError
 from wasman_host.guest.live import Ended, Trapped
+from wasman_host.guest.panics import last_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PANIC", "exceeded", "panicked", "with_command"]
 
 PANIC = "Panic"  # the type of a failure
+_PANICKED = 2  # the code that a Go program exits with then
 
 _UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
 
@@ -48,23 +50,13 @@ def exceeded(key: Key, limits: Limits, outcome: Exceeded) -> GuestLimitError:
     return GuestLimitError(message, "" if outcome.refused else outcome.limit)
 
 
-_ASLEEP = "all goroutines are asleep"
-_UNFINISHED = "wasmexport function did not finish"
-
-
 def panicked(said: Sequence[str], outcome: Ended | Trapped) -> Failure | None:
     """The failure of a Go guest that has panicked, by the last of what it wrote; None where it has not."""
-    begins = ("panic: ", "fatal error: ")
-    place = next((n for n in reversed(range(len(said))) if said[n].startswith(begins)), None)
-    if place is None:
+    found = last_words(said)
+    if found is None or (isinstance(outcome, Ended) and outcome.code != _PANICKED):
         return None
-    message = said[place].removeprefix("panic: ")
-    if _ASLEEP in message or _UNFINISHED in message:
-        message = (
-            f"{message}: an exported function of the guest has blocked; only workflows may wait, so have the export "
-            f"start a goroutine, or call what waits from a workflow"
-        )
-    backtrace = outcome.backtrace if isinstance(outcome, Trapped) else "\n".join(said[place + 1 :]).strip("\n")
+    message, more = found
+    backtrace = outcome.backtrace if isinstance(outcome, Trapped) else "\n".join(more).strip("\n")
     return Failure(PANIC, message, backtrace=backtrace)
 
 

@@ -456,5 +456,5 @@ def test_what_an_initialisation_panics_with_is_said() -> None:
         (func (export "_initialize") (i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 51))
           (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))) (unreachable))"""
     )
-    with pytest.raises(InvalidModuleError, match="trapped: panic: wasman: two workflows are registered as 'a'"):
+    with pytest.raises(InvalidModuleError, match="trapped: wasman: two workflows are registered as 'a'"):
         initial_state(compile_module(data, "it"), "run", Limits().guest)

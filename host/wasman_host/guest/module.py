@@ -21,6 +21,7 @@ from wasman_host.guest.imports import linker_of
 from wasman_host.guest.limits import STACK
 from wasman_host.guest.live import Ended, Exceeded, Guest, Trapped, Yielded
 from wasman_host.guest.memory import Image, image_of
+from wasman_host.guest.panics import last_words
 from wasman_host.guest.world import initial_world
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = [
 
 TURN = "wasman_turn"  # the export that is entered at every turn of a guest of ABI v1
 
+# What a guest of turns may not import: it would wait in the middle of a turn.
+_WAITS = {(abi_v1.MODULE, "wait"), *((one.module, one.name) for one in abi_v0.FUNCTIONS if one.waits)}
 _FUNCTIONS = [*wasi.FUNCTIONS, *abi_v0.FUNCTIONS, *abi_v1.FUNCTIONS]
 PROVIDED = {(function.module, function.name): Function(function.params, [function.result] if function.result else [])
             for function in _FUNCTIONS}  # fmt: skip
@@ -188,8 +191,12 @@ def _turn_of(binary: ModuleBinary, name: str) -> str:
         if (tuple(function.params), tuple(function.results)) != (tuple(wanted.params), tuple(wanted.results)):
             message = f"{name} exports {export!r} as {function}, and it is {wanted}; see docs/abi.md"
             raise InvalidModuleError(message)
-    if any((one.module, one.name) == (abi_v1.MODULE, "wait") for one in binary.imports):
-        message = f"{name} exports {TURN!r} and imports wasman.wait; a guest waits in one way, see docs/abi.md"
+    waits = next((one for one in binary.imports if (one.module, one.name) in _WAITS), None)
+    if waits is not None:
+        message = (
+            f"{name} exports {TURN!r} and imports {waits.module}.{waits.name}, which waits; a guest of turns waits by "
+            f"returning, see docs/abi.md"
+        )
         raise InvalidModuleError(message)
     return TURN
 
@@ -406,7 +413,8 @@ def initial_state(module: GuestModule, entry: str, limits: GuestLimits) -> Initi
 def _last_words(guest: Guest, otherwise: str) -> str:
     """What the guest wrote as it panicked, such as that two workflows have one name."""
     guest.world.flush()
-    return next((line for line in reversed(guest.world.said) if line.startswith("panic: ")), otherwise)
+    found = last_words(guest.world.said)
+    return otherwise if found is None else found[0]
 
 
 def _introduced(module: GuestModule, guest: Guest) -> int:

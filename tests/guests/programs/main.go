@@ -33,16 +33,16 @@ var (
 	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("draws", draws)
-	_ = wasman.Workflow("tree", func(_ context.Context, given Tree) (Tree, error) { return given, nil })
+	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
 
-// Tree is as deep as you like.
-type Tree struct {
-	Name string          `json:"name"`
-	Kids []Tree          `json:"kids,omitempty"`
-	Next *Tree           `json:"next,omitempty"`
-	By   map[string]Tree `json:"by,omitempty"`
+// Nested holds others of its kind, in each way that JSON has.
+type Nested struct {
+	Member *Nested           `json:"member,omitempty"`
+	List   []Nested          `json:"list,omitempty"`
+	Map    map[string]Nested `json:"map,omitempty"`
+	Number int               `json:"number,omitempty"`
 }
 
 // Drawn is what a drawn program is made of.
