@@ -273,22 +273,39 @@ async def test_an_input_that_does_not_fit_fails_the_run(lab: MemoryLab) -> None:
     assert "id: 7 does not fit into a string" in failure.message
 
 
-async def test_an_input_that_is_nested_too_deep_is_refused_before_a_stack_ends(lab: MemoryLab) -> None:
-    for depth in (5, 100):
-        given: object = depth
-        for _ in range(depth):
-            given = [given]
-        await lab.start(guest("programs", "tinygo"), given, id=f"d{depth}", entry="anything")
+def _nested(within: str, depth: int) -> Any:
+    """A value of which each level holds the next, in a way that JSON has."""
+    if depth == 0:
+        return 7 if within == "anything" else {"number": 7}
+    inner = _nested(within, depth - 1)
+    return {"anything": [inner], "member": {within: inner}, "list": {within: [inner]}, "map": {within: {"k": inner}}}[
+        within
+    ]
+
+
+@pytest.mark.parametrize(("within", "deep"), [("anything", 35), ("member", 30), ("list", 14), ("map", 18)])
+async def test_what_is_nested_too_deep_is_refused_before_a_stack_ends(within: str, deep: int, lab: MemoryLab) -> None:
+    entry = "anything" if within == "anything" else "nested"
+    for depth in (deep, 90):
+        await lab.start(guest("programs", "tinygo"), _nested(within, depth), id=f"d{depth}", entry=entry)
     async with lab.worker():
-        nested = await lab.result("d5")
-        found = await lab.ended("d100")
-    for _ in range(5):
-        [nested] = nested
-    assert nested == 5
+        assert await lab.result(f"d{deep}") == _nested(within, deep)
+        found = await lab.ended("d90")
     assert found.record is not None
     assert found.record.failure is not None
     assert found.record.failure.type == "BadInput"
-    assert "values lie within each other more than 12 deep" in found.record.failure.message
+    assert "values lie within each other too deep for the goroutine's stack" in found.record.failure.message
+    assert "--stack-size" in found.record.failure.message
+
+
+@COMPILERS
+async def test_each_run_draws_random_numbers_of_its_own(compiler: str, lab: MemoryLab) -> None:
+    for name in ("a", "b"):
+        await lab.start(guest("programs", compiler), id=name, entry="draws")
+    async with lab.worker():
+        first, second = await lab.result("a"), await lab.result("b")
+    assert set(first) == set(second) == {"crypto/rand", "Rand", "UUID"}
+    assert all(first[source] != second[source] for source in first)
 
 
 async def test_an_activity_that_nobody_has_is_waited_for_and_named(
