@@ -42,9 +42,7 @@ class Built:
     seconds: float
 
 
-def build(
-    folder: Path, compiler: Compiler, *, stack: str = "", optimize: str = "size", debug: bool = False
-) -> Built:
+def build(folder: Path, compiler: Compiler, *, stack: str = "", optimize: str = "size", debug: bool = False) -> Built:
     """Compile the guest in a folder, with the SDK of this package; nothing is written there.
 
     Args:
