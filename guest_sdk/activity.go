@@ -96,34 +96,12 @@ func (a *Activity[In, Out]) Do(ctx context.Context, input In) (Out, error) {
 
 // Start calls the activity without waiting for it.
 func (a *Activity[In, Out]) Start(ctx context.Context, input In) *Future[Out] {
-	if err := ctx.Err(); err != nil {
-		return failedFuture[Out](a.name, endOf(ctx))
-	}
 	request, err := encode(input)
-	if err != nil {
-		return failedFuture[Out](a.name, errors.New("the request cannot be written: "+err.Error()))
-	}
-	op := ask(abi.Call, a.name, func(b []byte) []byte {
-		b = binary.LittleEndian.AppendUint32(b, uint32(len(a.name)))
-		b = binary.LittleEndian.AppendUint32(b, uint32(len(a.options)))
-		b = append(append(b, a.name...), a.options...)
-		return append(b, request...)
-	})
-	return &Future[Out]{op: op, ctx: ctx}
+	return &Future[Out]{startCall(ctx, a.name, a.options, request, err)}
 }
 
 // Future is a call that was started.
-type Future[T any] struct {
-	op  *operation
-	ctx context.Context
-	err error
-}
-
-func failedFuture[T any](name string, err error) *Future[T] {
-	op := &operation{name: name, done: make(chan struct{})}
-	close(op.done)
-	return &Future[T]{op: op, err: &callError{name, err}}
-}
+type Future[T any] struct{ call }
 
 // Done is closed when there is a result, or a failure: for select.
 func (f *Future[T]) Done() <-chan struct{} { return f.op.done }
@@ -132,35 +110,11 @@ func (f *Future[T]) Done() <-chan struct{} { return f.op.done }
 // cancelled; what it gives all the same is the result.
 func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	var result T
-	if f.err != nil {
-		return result, f.err
+	body, err := f.wait(ctx)
+	if err == nil {
+		err = fits("the result of activity", f.op.name, decode(body, &result))
 	}
-	ended := ctx
-	select {
-	case <-f.op.done:
-	default:
-		select {
-		case <-f.op.done:
-		case <-ctx.Done():
-			f.op.giveUp(false)
-			<-f.op.done
-		case <-f.ctx.Done():
-			ended = f.ctx
-			f.op.giveUp(false)
-			<-f.op.done
-		}
-	}
-	if f.op.failed {
-		failure := activityError(f.op.name, f.op.body)
-		if failure.Type == TypeCancelled && ended.Err() != nil {
-			return result, &callError{f.op.name, endOf(ended)}
-		}
-		return result, failure
-	}
-	if err := decode(f.op.body, &result); err != nil {
-		return result, errors.New("wasman: the result of activity '" + f.op.name + "' does not fit: " + err.Error())
-	}
-	return result, nil
+	return result, err
 }
 
 // Cancel asks that the activity be cut short; Get tells what became of it.
@@ -168,6 +122,69 @@ func (f *Future[T]) Cancel() {
 	if f.err == nil {
 		f.op.giveUp(false)
 	}
+}
+
+// call is all of a Future that does not depend on the result's type: guests have one of it, and not one for each activity.
+type call struct {
+	op  *operation
+	ctx context.Context
+	err error // why it was not made
+}
+
+func startCall(ctx context.Context, name string, options, request []byte, wrong error) call {
+	if ctx.Err() != nil {
+		wrong = endOf(ctx)
+	} else if wrong != nil {
+		wrong = errors.New("the request cannot be written: " + wrong.Error())
+	}
+	if wrong != nil {
+		op := &operation{name: name, done: make(chan struct{})}
+		close(op.done)
+		return call{op: op, err: &callError{name, wrong}}
+	}
+	head := make([]byte, 8, 8+len(name)+len(options))
+	binary.LittleEndian.PutUint32(head, uint32(len(name)))
+	binary.LittleEndian.PutUint32(head[4:], uint32(len(options)))
+	head = append(append(head, name...), options...)
+	return call{op: ask(abi.Call, name, head, request), ctx: ctx}
+}
+
+// wait gives what the host has answered.
+func (c *call) wait(ctx context.Context) ([]byte, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
+	ended := ctx
+	select {
+	case <-c.op.done:
+	default:
+		select {
+		case <-c.op.done:
+		case <-ctx.Done():
+			c.op.giveUp(false)
+			<-c.op.done
+		case <-c.ctx.Done():
+			ended = c.ctx
+			c.op.giveUp(false)
+			<-c.op.done
+		}
+	}
+	if !c.op.failed {
+		return c.op.body, nil
+	}
+	failure := activityError(c.op.name, c.op.body)
+	if failure.Type == TypeCancelled && ended.Err() != nil {
+		return nil, &callError{c.op.name, endOf(ended)}
+	}
+	return nil, failure
+}
+
+// fits says whose value it is that did not fit.
+func fits(what, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New("wasman: " + what + " '" + name + "' does not fit: " + err.Error())
 }
 
 // callError is a call that was not made, or not finished.
@@ -181,12 +198,12 @@ func (e *callError) Unwrap() error { return e.err }
 
 // ActivityError is the failure of an activity after its last attempt.
 type ActivityError struct {
-	Type         string         `json:"type"`     // the exception's type
-	Message      string         `json:"message"`  // its text
-	Activity     string         `json:"activity"` // the activity's name
-	Attempt      int            `json:"attempt"`  // the last attempt, from 1
-	Details      JSON           `json:"details"`  // JSON, or nothing
-	NonRetryable bool           `json:"non_retryable"`
+	Type         string         `json:"type"`            // the exception's type
+	Message      string         `json:"message"`         // its text
+	Activity     string         `json:"activity"`        // the activity's name
+	Attempt      int            `json:"attempt"`         // the last attempt, from 1
+	Details      JSON           `json:"details"`         // JSON, or nothing
+	NonRetryable bool           `json:"non_retryable"`   // no other attempt was made, because it could not help
 	Cause        *ActivityError `json:"cause,omitempty"` // what brought it about, or nil
 }
 

@@ -2,7 +2,6 @@ package wasman
 
 import (
 	"context"
-	"errors"
 
 	"wasman.dev/guest/internal/abi"
 )
@@ -18,24 +17,29 @@ func NewSignal[T any](name string) *Signal[T] { return &Signal[T]{name} }
 // that of ctx.
 func (s *Signal[T]) Receive(ctx context.Context) (T, error) {
 	var value T
-	if ctx.Err() != nil {
-		return value, &callError{"signal " + s.name, endOf(ctx)}
+	body, err := receive(ctx, s.name)
+	if err == nil {
+		err = fits("a value of signal", s.name, decode(body, &value))
 	}
-	op := ask(abi.Receive, s.name, func(b []byte) []byte { return append(b, s.name...) })
-	select {
-	case <-op.done:
-	case <-ctx.Done():
+	return value, err
+}
+
+func receive(ctx context.Context, name string) ([]byte, error) {
+	if ctx.Err() == nil {
+		op := ask(abi.Receive, name, []byte(name), nil)
+		select {
+		case <-op.done:
+			return op.body, nil
+		case <-ctx.Done():
+		}
 		op.giveUp(true)
 		select {
 		case <-op.done: // it came at the same moment, and is not to be lost
+			return op.body, nil
 		default:
-			return value, &callError{"signal " + s.name, endOf(ctx)}
 		}
 	}
-	if err := decode(op.body, &value); err != nil {
-		return value, errors.New("wasman: a value of signal '" + s.name + "' does not fit: " + err.Error())
-	}
-	return value, nil
+	return nil, &callError{"signal " + name, endOf(ctx)}
 }
 
 // Channel gives the values one by one, for select, until ctx ends; then it is closed. One value is received ahead.

@@ -64,26 +64,21 @@ func Session[T any]() (T, error) {
 	return session, nil
 }
 
-// appendFrame begins a command in the outbox; body is called to append what it says. The lock is held.
-func appendFrame(kind uint16, number uint32, body func(b []byte) []byte) {
+// appendFrame writes a command to the outbox: head, and the rest of what it says. The lock is held.
+func appendFrame(kind uint16, number uint32, head, rest []byte) {
 	for len(run.out)%8 != 0 {
 		run.out = append(run.out, 0)
 	}
-	at := len(run.out)
-	var head [abi.Header]byte
-	run.out = append(run.out, head[:]...)
-	if body != nil {
-		run.out = body(run.out)
-	}
-	frame := run.out[at:]
-	binary.LittleEndian.PutUint32(frame, uint32(len(frame)))
+	var frame [abi.Header]byte
+	binary.LittleEndian.PutUint32(frame[:], uint32(len(frame)+len(head)+len(rest)))
 	binary.LittleEndian.PutUint32(frame[4:], number)
 	binary.LittleEndian.PutUint16(frame[8:], kind)
+	run.out = append(append(append(run.out, frame[:]...), head...), rest...)
 	asked()
 }
 
-// ask issues an operation.
-func ask(kind uint16, name string, body func(b []byte) []byte) *operation {
+// ask issues an operation; head and rest are what it says.
+func ask(kind uint16, name string, head, rest []byte) *operation {
 	run.lock.Lock()
 	defer run.lock.Unlock()
 	op := &operation{number: run.next, name: name, done: make(chan struct{})}
@@ -92,7 +87,7 @@ func ask(kind uint16, name string, body func(b []byte) []byte) *operation {
 		run.open = map[uint32]*operation{}
 	}
 	run.open[op.number] = op
-	appendFrame(kind, op.number, body)
+	appendFrame(kind, op.number, head, rest)
 	return op
 }
 
@@ -107,7 +102,7 @@ func (op *operation) giveUp(withdraw bool) {
 	if withdraw {
 		delete(run.open, op.number)
 	}
-	appendFrame(abi.Cancel, op.number, nil)
+	appendFrame(abi.Cancel, op.number, nil, nil)
 }
 
 // pull reads what is too large for the inbox.
@@ -197,11 +192,10 @@ func end(result []byte, err error) {
 	defer run.lock.Unlock()
 	run.ended = true
 	if err == nil {
-		appendFrame(abi.Complete, abi.None, func(b []byte) []byte { return append(b, result...) })
+		appendFrame(abi.Complete, abi.None, result, nil)
 		return
 	}
-	failure := failureOf(err)
-	appendFrame(abi.Fail, abi.None, func(b []byte) []byte { return append(b, failure...) })
+	appendFrame(abi.Fail, abi.None, failureOf(err), nil)
 }
 
 // rest tells the host what the turn has come to; deadline is when the runtime's next timer is due.

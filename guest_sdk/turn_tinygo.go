@@ -5,6 +5,8 @@ package wasman
 import (
 	"runtime"
 	"unsafe"
+
+	_ "wasman.dev/guest/internal/random" // crypto/rand draws from the run's own stream
 )
 
 // TinyGo's scheduler runs until no goroutine can go on and then, because a reactor has returned to its host, forgets to

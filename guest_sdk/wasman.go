@@ -23,7 +23,6 @@ package wasman
 
 import (
 	"context"
-	"slices"
 	"strings"
 
 	"wasman.dev/guest/internal/codec"
@@ -94,11 +93,13 @@ func chosen(entry, workflow string) (func(ctx context.Context, input []byte) ([]
 }
 
 func unknownWorkflow(name string) error {
-	names := make([]string, 0, len(workflows))
-	for known := range workflows {
+	var names []string
+	for known := range workflows { // sorted as they come: package slices would be a hundredth of a small guest
 		names = append(names, "'"+known+"'")
+		for i := len(names) - 1; i > 0 && names[i] < names[i-1]; i-- {
+			names[i], names[i-1] = names[i-1], names[i]
+		}
 	}
-	slices.Sort(names)
 	there := "it registers none"
 	if len(names) > 0 {
 		there = "it registers " + strings.Join(names, ", ")

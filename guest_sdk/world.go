@@ -46,7 +46,8 @@ func (hostSource) Uint64() uint64 {
 func (s hostSource) Int63() int64 { return int64(s.Uint64() >> 1) }
 func (hostSource) Seed(int64)     {}
 
-// Rand draws from the run's own random stream. The top-level functions of math/rand draw the same in every run.
+// Rand draws from the run's own random stream, as crypto/rand does. The top-level functions of math/rand draw the same
+// in every run under standard Go.
 func Rand() *rand.Rand { return rand.New(hostSource{}) }
 
 // UUID is a random UUID (version 4), in its usual form.

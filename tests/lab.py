@@ -39,6 +39,7 @@ from wasman_sdk.testing import Fault, FaultyStore, How, Point
 __all__ = [
     "AT_ONCE",
     "COMPILED",
+    "PATIENCE",
     "Cell",
     "DirectoryLab",
     "DiskLab",

@@ -32,16 +32,12 @@ ZIG_VERSION, ASC_VERSION, WASM_OPT_VERSION = "0.17.1", "0.28.20", "108"
 BARE = ("-target", "wasm32-freestanding")
 C = (*BARE, "-O2", "-nostdlib", "-Wl,--no-entry,--strip-debug,-z,stack-size=65536")
 FOLDER = "tests/guests/asyncified"
-GUESTS = (
-    *(
-        Guest(f"{FOLDER}/loop_{compiler}.wasm", f"{FOLDER}/loop.{suffix}", compiler, flags)
-        for compiler, suffix, flags in (
-            ("c", "c", C),
-            ("zig", "zig", (*BARE, "-O", "ReleaseSmall", "-fno-entry", "-rdynamic", "-fstrip", "--stack", "65536")),
-            ("as", "ts", ("-O2", "--use", "abort=", "--runtime", "incremental")),
-        )
-    ),
-    Guest(f"{FOLDER}/waits_c.wasm", f"{FOLDER}/waits.c", "c", C),  # ABI v1, by guest_sdk_c
+ZIG = (*BARE, "-O", "ReleaseSmall", "-fno-entry", "-rdynamic", "-fstrip", "--stack", "65536")
+ASSEMBLYSCRIPT = ("-O2", "--use", "abort=", "--runtime", "incremental")
+GUESTS = tuple(
+    Guest(f"{FOLDER}/{name}_{compiler}.wasm", f"{FOLDER}/{name}.{suffix}", compiler, flags)
+    for name in ("loop", "waits")  # ABI v0, ABI v1
+    for compiler, suffix, flags in (("c", "c", C), ("zig", "zig", ZIG), ("as", "ts", ASSEMBLYSCRIPT))
 )
 
 

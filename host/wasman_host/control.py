@@ -10,6 +10,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING, cast
 
+import anyio.lowlevel
 from attrs import evolve, frozen
 
 from wasman_host.archive import Archive
@@ -28,7 +29,7 @@ from wasman_host.mail import SIGNAL, signal_body
 from wasman_host.oplog import encode_tail
 from wasman_host.record import Record
 from wasman_host.seal import Address, seal, unseal
-from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Sent, Status, Stored, Unread
+from wasman_host.store.protocol import CLOSED, Change, Key, Lost, Message, Room, Sent, Status, Stored, Unread
 from wasman_host.stored import DIRECT, columns_of, mail_address, open_record, open_tail, sealed_record, unread_end
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ __all__ = [
 
 
 _SIGNAL_NAME = 256  # bytes
+_LOOKS = 100  # at an instance that moves on while it is sent a signal; after that one more than may could be accepted
+_KNOWN = 256  # records of which something is remembered
+_known: dict[tuple[str, int], tuple[Limits, int]] = {}  # by (run, version); see `_kept_signals`
 
 
 @frozen
@@ -217,25 +221,53 @@ async def signal(
     if not 0 < len(name.encode()) <= _SIGNAL_NAME:
         text = f"a signal's name has 1 to {_SIGNAL_NAME} bytes, and {name[:40]!r} has {len(name.encode())}"
         raise InvalidArgumentError(text)
-    stored = await load(store, key, run)
-    if stored.columns.queue == DIRECT:
-        text = f"{key} is executed directly: there is nothing that could receive a signal; execute it"
-        raise InvalidArgumentError(text)
-    record = open_record(stored)
-    limits = record.pinned.limits
-    if value.size > limits.response:
-        text = f"the signal {name!r} for {key} has {value.size:,} bytes; at most {limits.response:,} are allowed"
-        raise InvalidArgumentError(text)
-    waiting = len(record.signals) + stored.mail
-    if stored.columns.status not in CLOSED and waiting >= limits.signals:
-        text = (
-            f"{waiting:,} signals wait for {key} already, and {limits.signals:,} may; this one was not accepted: send "
-            f"it again when the guest has received some, or raise the limit"
-        )
-        raise SignalsFullError(text)
     identity = message_id or f"signal-{secrets.token_hex(16)}"
     body = signal_body(name, value)
-    await _send(store, stored, SIGNAL, identity, body, for_run=run is not None, deflate=deflate)
+    for look in reversed(range(_LOOKS)):
+        stored = await load(store, key, run)
+        if stored.columns.queue == DIRECT:
+            text = f"{key} is executed directly: there is nothing that could receive a signal; execute it"
+            raise InvalidArgumentError(text)
+        limits, kept = _kept_signals(stored)
+        if value.size > limits.response:
+            text = f"the signal {name!r} for {key} has {value.size:,} bytes; at most {limits.response:,} are allowed"
+            raise InvalidArgumentError(text)
+        full = stored.columns.status not in CLOSED and kept + stored.mail >= limits.signals
+        # One that was sent before is there, full or not; only the store knows.
+        if full and message_id is None:
+            await anyio.lowlevel.checkpoint()  # whoever goes on sending leaves the loop to others
+            raise _signals_full(key, kept + stored.mail, limits)
+        room = Room(stored.version if look else 0, limits.signals - kept)
+        sent = await _send(store, stored, SIGNAL, identity, body, for_run=run is not None, deflate=deflate, room=room)
+        if sent is Sent.FULL:
+            raise _signals_full(key, limits.signals, limits)
+        if sent is not Sent.MOVED:
+            return
+
+
+def _signals_full(key: Key, waiting: int, limits: Limits) -> SignalsFullError:
+    text = (
+        f"{waiting:,} signals wait for {key} already, and {limits.signals:,} may; this one was not accepted: send it "
+        f"again when the guest has received some, or start such runs with a higher Limits.signals"
+    )
+    return SignalsFullError(text)
+
+
+def _kept_signals(stored: Stored) -> tuple[Limits, int]:
+    """The limits of an instance, and how many signals its record keeps.
+
+    It is looked up where it can be: a record that keeps a thousand signals takes long to be read, and those who send to
+    it send many. At one version of a run there is one record.
+    """
+    place = stored.run, stored.version
+    found = _known.get(place)
+    if found is None:
+        record = open_record(stored)
+        found = record.pinned.limits, len(record.signals)
+        if len(_known) >= _KNOWN:
+            del _known[next(iter(_known))]
+        _known[place] = found
+    return found
 
 
 async def _ask(store: Store, stored: Stored, kind: str, identity: str, reason: str) -> None:
@@ -254,11 +286,12 @@ async def _send(
     *,
     for_run: bool = True,
     deflate: bool = True,
-) -> None:
+    room: Room | None = None,
+) -> Sent:
     key, sent = stored.key, Sent.CLOSED
     if stored.columns.status not in CLOSED:
         sealed = seal(mail_address(key, kind, identity), body, deflate=deflate)
-        sent = await store.send(Message(key, identity, kind, sealed, run=stored.run if for_run else ""))
+        sent = await store.send(Message(key, identity, kind, sealed, run=stored.run if for_run else "", room=room))
     if sent is Sent.CLOSED:
         stored = await load(store, key, stored.run)  # it may have ended just now
         how = _DONE[kind]
@@ -267,6 +300,7 @@ async def _send(
     if sent is Sent.ABSENT:
         text = f"there is no instance {str(key)!r} in this store"
         raise WorkflowNotFoundError(text)
+    return sent
 
 
 def closing(stored: Stored, reason: str, mail: Sequence[Message], now: int, *, deflate: bool = True) -> Change:

@@ -82,6 +82,7 @@ _POLITE = 64  # host calls that wait for nothing between two turns of the event 
 _REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as fast as it can
 _HEARD = 10_000  # messages that are known to have been taken off the mail
 _NOTHING: frozenset[str] = frozenset()
+_TO_REST = 1.0  # seconds of processor time after which a guest that computes is no longer waited for
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
 HOST = "wasman."  # begins the host's own names
@@ -716,7 +717,10 @@ class Instance:
                     raise GuestTimeoutError(message, "turn_seconds")
                 computed = outcome.seconds
                 began = time.thread_time()
-                await anyio.lowlevel.checkpoint()
+                with anyio.CancelScope(shield=True):
+                    await anyio.lowlevel.checkpoint()
+                if computed >= _TO_REST or not self._comes_to_rest:
+                    await anyio.lowlevel.checkpoint_if_cancelled()
                 since += time.thread_time() - began  # what others did meanwhile is not its own
             elif isinstance(outcome, Exceeded):
                 raise exceeded(self.key, machine.pinned.limits, outcome)
@@ -724,6 +728,12 @@ class Instance:
                 guest.world.flush()
                 return outcome
             outcome = guest.resume()
+
+    @property
+    def _comes_to_rest(self) -> bool:
+        """Whether a guest that computes goes on, although its worker leaves, to where it can be kept."""
+        keeps = self.turns is not None or self._module.continues
+        return keeps and self._leaving and self._ending is None and self._blocking is None
 
     def _entered(
         self, guest: Guest, name: str, arguments: Sequence[int]

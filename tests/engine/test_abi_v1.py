@@ -1,7 +1,7 @@
 """ABI v1, as a guest that is written by hand sees it, and what becomes of one that does not follow it."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
@@ -13,6 +13,7 @@ from wasman_host.activity import ActivityCall
 from wasman_host.errors import BlockedError, GuestDeadlockError, GuestLimitError, GuestProtocolError, InvalidModuleError
 from wasman_host.guest.module import compile_module, entry_of, initial_state
 from wasman_host.instance import Instance
+from wasman_host.oplog import Delivery
 from wasman_host.record import Limits
 from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import Status
@@ -161,6 +162,31 @@ async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answere
         await lab.signal("mail", "x", message_id="m")
         assert await lab.result() == 1
     assert (await lab.record()).undelivered == ()
+
+
+async def test_a_worker_that_leaves_in_the_middle_of_a_turn_lets_it_come_to_its_end(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned: list[int] = []
+    turn = Turns._turn
+
+    async def counted(self: Turns, deliveries: Sequence[Delivery]) -> None:
+        turned.append(len(deliveries))
+        await turn(self, deliveries)
+
+    monkeypatch.setattr(Turns, "_turn", counted)
+    count = "(local.set $n (i32.add (local.get $n) (i32.const 1)))"
+    computes = f"(loop $on {count} (br_if $on (i32.ne (local.get $n) (i32.const 500000000))))"
+    busy = Turn(call(1, "note", b"2"), asks=[f"(block (result i32) {computes} (i32.const 0))"])
+    await lab.start(turning(Turn(call(0, "note", b"1")), busy, Turn(complete(b"3"))))
+    ledger = Ledger()
+    async with lab.worker(ledger.activity()) as engine:
+        while len(turned) < 2:
+            await anyio.sleep(0.001)
+        await engine.leave()
+    assert (turned, ledger.requests) == ([1, 1], [b"1"])
+    assert await lab.complete(ledger.activity()) == 3
+    assert turned == [1, 1, 1], "no turn is repeated"
 
 
 PROTOCOL: list[tuple[Callable[[], bytes], str]] = [

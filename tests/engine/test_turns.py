@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -23,9 +23,6 @@ from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ORDER = {"id": "1", "cents": 5}
 
@@ -276,44 +273,39 @@ async def test_an_input_that_does_not_fit_fails_the_run(lab: MemoryLab) -> None:
     assert "id: 7 does not fit into a string" in failure.message
 
 
-async def test_an_input_that_is_nested_too_deep_is_refused_before_a_stack_ends(lab: MemoryLab) -> None:
-    for depth in (5, 100):
-        given: object = depth
-        for _ in range(depth):
-            given = [given]
-        await lab.start(guest("programs", "tinygo"), given, id=f"d{depth}", entry="anything")
+def _nested(within: str, depth: int) -> Any:
+    """A value of which each level holds the next, in a way that JSON has."""
+    if depth == 0:
+        return 7 if within == "anything" else {"number": 7}
+    inner = _nested(within, depth - 1)
+    return {"anything": [inner], "member": {within: inner}, "list": {within: [inner]}, "map": {within: {"k": inner}}}[
+        within
+    ]
+
+
+@pytest.mark.parametrize(("within", "deep"), [("anything", 35), ("member", 30), ("list", 14), ("map", 18)])
+async def test_what_is_nested_too_deep_is_refused_before_a_stack_ends(within: str, deep: int, lab: MemoryLab) -> None:
+    entry = "anything" if within == "anything" else "nested"
+    for depth in (deep, 90):
+        await lab.start(guest("programs", "tinygo"), _nested(within, depth), id=f"d{depth}", entry=entry)
     async with lab.worker():
-        nested = await lab.result("d5")
-        found = await lab.ended("d100")
-    for _ in range(5):
-        [nested] = nested
-    assert nested == 5
+        assert await lab.result(f"d{deep}") == _nested(within, deep)
+        found = await lab.ended("d90")
     assert found.record is not None
     assert found.record.failure is not None
     assert found.record.failure.type == "BadInput"
-    assert "values lie within each other more than 12 deep" in found.record.failure.message
+    assert "values lie within each other too deep for the goroutine's stack" in found.record.failure.message
+    assert "--stack-size" in found.record.failure.message
 
 
-@pytest.mark.parametrize("within", ["member", "list", "map"])
-async def test_values_of_any_type_may_lie_as_deep_within_each_other_as_is_said(lab: MemoryLab, within: str) -> None:
-    """A struct in a struct is two values within each other: 12 are allowed, and 14 are refused."""
-    wrap: dict[str, Callable[[object], object]] = {
-        "member": lambda inner: inner,
-        "list": lambda inner: [inner],
-        "map": lambda inner: {"key": inner},
-    }
-    given: list[object] = [{}]
-    for depth in range(1, 8):
-        given.append({within: wrap[within](given[-1]), "number": depth})
-        await lab.start(guest("programs", "tinygo"), given[depth], id=f"d{depth}", entry="nested")
+@COMPILERS
+async def test_each_run_draws_random_numbers_of_its_own(compiler: str, lab: MemoryLab) -> None:
+    for name in ("a", "b"):
+        await lab.start(guest("programs", compiler), id=name, entry="draws")
     async with lab.worker():
-        for depth in range(1, 7):
-            assert await lab.result(f"d{depth}") == given[depth]
-        found = await lab.ended("d7")
-    assert found.record is not None
-    assert found.record.failure is not None
-    assert found.record.failure.type == "BadInput"
-    assert "values lie within each other more than 12 deep" in found.record.failure.message
+        first, second = await lab.result("a"), await lab.result("b")
+    assert set(first) == set(second) == {"crypto/rand", "Rand", "UUID"}
+    assert all(first[source] != second[source] for source in first)
 
 
 async def test_an_activity_that_nobody_has_is_waited_for_and_named(

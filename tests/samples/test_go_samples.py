@@ -29,6 +29,12 @@ def test_the_readme_does_what_it_says(page: str, tmp_path: Path) -> None:
     assert run_page(page, (ROOT / page).read_text("utf-8"), tmp_path) > 0
 
 
+def test_the_saga_is_small_and_has_the_names_of_its_functions() -> None:
+    module = (ROOT / "samples" / "order_saga" / "order.wasm").read_bytes()
+    assert len(module) < 250_000
+    assert b"main.order" in module
+
+
 async def test_an_order_that_nobody_approves_within_a_day_is_refunded() -> None:
     async with WorkflowEnvironment(workflows=[saga.ORDER], activities=saga.ACTIVITIES, start=START) as env:
         refunds = env.mock_activity(saga.refund, does=lambda _: None)

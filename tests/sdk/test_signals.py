@@ -1,5 +1,6 @@
 """Signals, from outside to a guest that receives them: never lost or doubled, in order, and only so many at once."""
 
+import re
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -276,6 +277,30 @@ def test_a_sync_client_and_the_command_send(tmp_path: Path) -> None:
             return await client.get_handle("w", workflow=RECEIVES).result(timeout=timedelta(seconds=20))
 
     assert anyio.run(lives) == ["a", "b"]
+
+
+def test_the_command_shows_which_signals_wait(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+
+    async def taken() -> None:
+        async with Client.connect(url) as client:
+            await client.deploy(RECEIVES)
+            handle = await client.start_workflow(RECEIVES, 1, id="w")
+            for name in ("once", *["often"] * 30, *(f"n{n}" for n in range(20))):
+                await handle.signal(name, 1)
+            async with Worker(client, workflows=[RECEIVES]):
+                with anyio.fail_after(20):
+                    while (await handle.describe()).unread:
+                        await anyio.sleep(0.01)
+
+    anyio.run(taken)
+    shown = CliRunner().invoke(wasman, ["show", "w", "--store", url]).output
+    since = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, "
+    names = "".join(f"n{n} {since}" for n in range(8))
+    assert re.search(rf"^signals +once {since}often \(30\) {since}{names}and 12 more names$", shown, re.MULTILINE), (
+        shown
+    )
+    assert "no worker has taken yet" not in shown
 
 
 async def test_a_saga_waits_a_day_of_skipped_time_for_its_signal() -> None:

@@ -20,6 +20,7 @@ from wasman_host.store import (
     Lost,
     MemoryStore,
     ObjectStore,
+    Room,
     Sent,
     SqliteStore,
     Status,
@@ -277,6 +278,43 @@ async def test_mail_for_one_run_does_not_reach_the_next(setting: Setting) -> Non
     sends = [attrs.evolve(message("a", "m5"), run="r1"), attrs.evolve(message("a", "m6"), run="r2")]
     assert await setting.commit(change("b", None, sends=sends)) == Won(1, 0)
     assert await setting.unread("a") == ["m4", "m6"]
+
+
+async def test_a_message_that_needs_room_is_accepted_only_where_it_finds_it(setting: Setting) -> None:
+    stored = await setting.create("a")
+
+    async def send(ident: str, version: int, unread: int) -> Sent:
+        return await setting.store.send(attrs.evolve(message("a", ident), room=Room(version, unread)))
+
+    assert await send("m1", 1, 2) is Sent.ACCEPTED
+    assert await send("m2", 2, 2) is Sent.MOVED
+    assert await send("m2", 1, 2) is Sent.ACCEPTED
+    assert await send("m3", 1, 2) is Sent.FULL
+    assert await send("m1", 1, 2) is Sent.DUPLICATE
+    assert await send("m1", 9, 9) is Sent.DUPLICATE
+    assert await setting.step(stored, consumes=["m1"]) == Won(2, 1)
+    assert await send("m1", 1, 2) is Sent.DUPLICATE
+    assert await send("m3", 1, 2) is Sent.MOVED
+    assert await send("m3", 0, 2) is Sent.ACCEPTED
+    assert await setting.unread("a") == ["m2", "m3"]
+    stored = await setting.get("a")
+    assert await setting.step(stored, columns=closed(stored), consumes=["m2", "m3"]) == Won(3, 0)
+    assert await send("m4", 0, 0) is Sent.CLOSED
+
+
+async def test_however_many_send_at_once_no_more_than_the_room_holds_are_accepted(setting: Setting) -> None:
+    await setting.create("a")
+    became: list[Sent] = []
+
+    async def send(n: int) -> None:
+        store = setting.store if n % 2 else setting.other
+        became.append(await store.send(attrs.evolve(message("a", f"m{n}"), room=Room(1, 5))))
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(20):
+            tasks.start_soon(send, n)
+    assert (became.count(Sent.ACCEPTED), became.count(Sent.FULL)) == (5, 15)
+    assert len(await setting.unread("a")) == 5
 
 
 async def test_a_run_id_is_not_used_twice(setting: Setting) -> None:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from wasman_sdk import Client, HistoryEvent, WorkflowDescription, WorkflowFilter
+    from wasman_sdk import Client, HistoryEvent, WaitingSignal, WorkflowDescription, WorkflowFilter
+
 
 __all__ = ["list_", "show"]
 
+_SIGNAL_NAMES = 10  # that `show` prints
 _SHOWN = 20  # log entries that `show` prints if not told otherwise
 
 
@@ -150,7 +152,7 @@ def _print_description(description: WorkflowDescription) -> None:
         limits = (
             f"memory {given.memory:,} bytes, tables {given.table_elements:,} elements, stack {given.stack:,} bytes, "
             f"turn {given.turn_seconds:g} s, stored {given.stored:,} bytes, request {given.request:,} bytes, "
-            f"response {given.response:,} bytes"
+            f"response {given.response:,} bytes, signals {given.signals:,}"
         )
     fields = {
         "id": description.id,
@@ -170,7 +172,7 @@ def _print_description(description: WorkflowDescription) -> None:
         "memo": json.dumps(description.memo, ensure_ascii=False) if description.memo else "",
         "attributes": ", ".join(f"{name}={value}" for name, value in description.search_attributes.items()),
         "mail": f"{description.unread} messages that no worker has taken yet" if description.unread else "",
-        "signals": ", ".join(f"{signal.name} since {moment(signal.sent)}" for signal in description.signals),
+        "signals": _waiting(description.signals),
         "undelivered": ", ".join(f"{kind} {message}" for message, kind in description.undelivered),
     }
     print_fields(fields)
@@ -178,6 +180,20 @@ def _print_description(description: WorkflowDescription) -> None:
         when = f", next at {moment(pending.next_attempt)} UTC" if pending.next_attempt else ""
         failure = f", last failure: {one_line(pending.last_failure)}" if pending.last_failure else ""
         click.echo(f"{'pending':12}{plain(pending.name)}, {pending.attempts} attempts begun{when}{failure}")
+
+
+def _waiting(signals: Sequence[WaitingSignal]) -> str:
+    """The signals that wait, by their names; a thousand of one name are few words."""
+    named: dict[str, list[WaitingSignal]] = {}
+    for signal in signals:
+        named.setdefault(signal.name, []).append(signal)
+    words = [
+        f"{name}{f' ({len(found):,})' if len(found) > 1 else ''} since {moment(found[0].sent)}"
+        for name, found in list(named.items())[:_SIGNAL_NAMES]
+    ]
+    if len(named) > _SIGNAL_NAMES:
+        words.append(f"and {len(named) - _SIGNAL_NAMES:,} more names")
+    return ", ".join(words)
 
 
 def _print_timeline(events: Sequence[HistoryEvent], description: WorkflowDescription) -> None:

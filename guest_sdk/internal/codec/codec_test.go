@@ -264,6 +264,123 @@ func TestTypesMayReadAndWriteThemselves(t *testing.T) {
 	}
 }
 
+// card writes and reads itself by methods of its pointer.
+type card struct{ number string }
+
+func (c *card) MarshalJSON() ([]byte, error) { return []byte(`"` + c.number + `"`), nil }
+func (c *card) UnmarshalJSON(data []byte) error {
+	c.number = strings.Trim(string(data), `"`)
+	return nil
+}
+
+func TestMethodsOfThePointerAreThoseOfTheValue(t *testing.T) {
+	type holder struct {
+		One   card
+		Point *card
+		None  *card
+		List  []card
+		Three [1]card
+		Map   map[string]card
+		Any   any
+	}
+	given := holder{card{"1"}, &card{"2"}, nil, []card{{"3"}}, [1]card{{"4"}}, map[string]card{"k": {"5"}}, card{"6"}}
+	want := `{"One":"1","Point":"2","None":null,"List":["3"],"Three":["4"],"Map":{"k":"5"},"Any":"6"}`
+	for _, v := range []any{given, &given} {
+		if got, err := Marshal(v); err != nil || string(got) != want {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	var back holder
+	if err := Unmarshal([]byte(want), &back); err != nil {
+		t.Fatal(err)
+	}
+	if back.Any = given.Any; !reflect.DeepEqual(back, given) {
+		t.Fatalf("%+v", back)
+	}
+}
+
+type (
+	closed  struct{ a, b int }
+	empty   struct{}
+	omitted struct {
+		Secret string `json:"-"`
+	}
+	embedding struct{ closed }
+)
+
+func TestAStructThatShowsNothingIsRefused(t *testing.T) {
+	for _, v := range []any{closed{1, 2}, &closed{}, embedding{}} {
+		name := strings.TrimPrefix(reflect.TypeOf(v).String(), "*")
+		got, err := Marshal(struct {
+			Within []any `json:"within"`
+		}{[]any{v}})
+		if err == nil || !strings.HasPrefix(err.Error(), "within[0]: JSON would hold nothing of a "+name+": ") {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	var c closed
+	if err := Unmarshal([]byte("{}"), &c); err == nil || !strings.Contains(err.Error(), "nothing of a codec.closed") {
+		t.Error(err)
+	}
+	for _, v := range []any{empty{}, struct{ empty }{}, omitted{"x"}} { // nothing is lost, or nobody wants it kept
+		if got, err := Marshal(v); err != nil || string(got) != "{}" {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+}
+
+type liar string
+
+func (l liar) MarshalJSON() ([]byte, error) { return []byte(l), nil }
+
+func TestWhatOthersSayIsJSONMustBeIt(t *testing.T) {
+	for _, text := range []string{`{`, `{x}`, `[1,]`, `1 2`, `"`, `nul`} {
+		for whose, v := range map[string]any{"a wasman.JSON": Raw(text), "what MarshalJSON gives": liar(text)} {
+			got, err := Marshal(map[string]any{"k": v})
+			if err == nil || !strings.HasPrefix(err.Error(), "[k]: "+whose+" is no JSON: ") {
+				t.Errorf("%s: %s, %v", text, got, err)
+			}
+		}
+	}
+	for given, want := range map[string]string{"": "null", " [ 1 ] ": " [ 1 ] "} {
+		if got, err := Marshal(Raw(given)); err != nil || string(got) != want {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
+func TestAnyCountsOnceForEachLevel(t *testing.T) {
+	nested := func(depth int) (v any) {
+		for range depth {
+			v = []any{v}
+		}
+		return v
+	}
+	data, err := Marshal(nested(maxDepth))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back any
+	if err := Unmarshal(data, &back); err != nil || !reflect.DeepEqual(back, nested(maxDepth)) {
+		t.Fatal(err)
+	}
+	if _, err := Marshal(nested(maxDepth + 2)); err == nil {
+		t.Fatal("a value is nested deeper than may be")
+	}
+}
+
+func TestANumberInAStringIsAllOfIt(t *testing.T) {
+	var v struct {
+		N int `json:"n,string"`
+	}
+	if err := Unmarshal([]byte(`{"n":"12"}`), &v); err != nil || v.N != 12 {
+		t.Fatal(v, err)
+	}
+	if err := Unmarshal([]byte(`{"n":"12x"}`), &v); err == nil || !strings.HasPrefix(err.Error(), "n: more stands behind") {
+		t.Fatal(v, err)
+	}
+}
+
 func FuzzWhatIsReadIsReadAlike(f *testing.F) {
 	for _, seed := range []string{`{"Int":1,"List":[{"a":2}],"Any":[1,{"x":null}]}`, `[[[[`, `{"text":"\ud83d`, `-0.0e+7`, `nul`, `{"Map":{"":1}}`} {
 		f.Add([]byte(seed))

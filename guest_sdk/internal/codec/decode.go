@@ -5,7 +5,6 @@ import (
 	"errors"
 	"reflect"
 	"strconv"
-	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -24,23 +23,37 @@ func Unmarshal(data []byte, v any) error {
 	}
 	d := &decoder{data: data}
 	d.space()
-	if err := d.value(target.Elem(), "", 0); err != nil {
-		return err
-	}
-	d.space()
-	if d.at < len(d.data) {
-		return d.fail("", "more stands behind the value")
+	if !d.value(target.Elem(), 0) || !d.end() {
+		return d.err()
 	}
 	return nil
 }
 
 type decoder struct {
+	fault
 	data []byte
 	at   int
 }
 
-func (d *decoder) fail(path, what string) error {
-	return at(path, what+" (byte "+strconv.Itoa(d.at)+")")
+// fail notes what is wrong with the value at hand, and where it stands; false, to be returned.
+func (d *decoder) fail(what string) bool {
+	return d.is(what + " (byte " + strconv.Itoa(d.at) + ")")
+}
+
+func (d *decoder) failed() bool { return d.what != "" }
+
+func (d *decoder) end() bool {
+	d.space()
+	if d.at < len(d.data) {
+		return d.fail("more stands behind the value")
+	}
+	return true
+}
+
+// whole is whether all of it is one value.
+func (d *decoder) whole() bool {
+	d.space()
+	return d.skip(0) && d.end()
 }
 
 func (d *decoder) space() {
@@ -62,470 +75,471 @@ func (d *decoder) peek() byte {
 }
 
 func (d *decoder) word(word string) bool {
-	if strings.HasPrefix(string(d.data[d.at:min(len(d.data), d.at+len(word))]), word) {
-		d.at += len(word)
-		return true
+	if len(d.data)-d.at < len(word) {
+		return false
 	}
-	return false
+	for i := range len(word) {
+		if d.data[d.at+i] != word[i] {
+			return false
+		}
+	}
+	d.at += len(word)
+	return true
 }
 
-// skip passes over one value and gives its bytes.
-func (d *decoder) skip(path string, depth int) ([]byte, error) {
-	start := d.at
-	if depth > maxDepth {
-		return nil, d.tooDeep(path)
+// next goes on to a list's next item, or an object's next name; false behind the last one, and where it fails.
+func (d *decoder) next(first bool, end byte) bool {
+	d.space()
+	switch c := d.peek(); {
+	case c == end:
+		d.at++
+		return false
+	case first:
+		return true
+	case c == ',':
+		d.at++
+		d.space()
+		return true
+	}
+	return d.fail("a comma or " + string(rune(end)) + " should stand here")
+}
+
+// name reads an object's next name, and goes on to its value.
+func (d *decoder) name() (string, bool) {
+	if d.peek() != '"' {
+		return "", d.fail("a name should stand here")
+	}
+	name, ok := d.text()
+	if !ok {
+		return "", false
+	}
+	d.space()
+	if d.peek() != ':' {
+		return "", d.fail("a colon should stand here")
+	}
+	d.at++
+	d.space()
+	return name, true
+}
+
+// skip passes over one value.
+func (d *decoder) skip(depth int) bool {
+	if depth > maxDepth || !stackLeft() {
+		return d.fail(tooDeep())
 	}
 	switch c := d.peek(); {
 	case c == '"':
-		if _, err := d.text(path); err != nil {
-			return nil, err
-		}
+		_, ok := d.text()
+		return ok
 	case c == '{':
-		err := d.members(path, func(string) error {
-			_, err := d.skip(path, depth+1)
-			return err
-		})
-		if err != nil {
-			return nil, err
+		d.at++
+		for first := true; d.next(first, '}'); first = false {
+			if _, ok := d.name(); !ok || !d.skip(depth+1) {
+				return false
+			}
 		}
+		return !d.failed()
 	case c == '[':
-		err := d.items(path, func(int) error {
-			_, err := d.skip(path, depth+1)
-			return err
-		})
-		if err != nil {
-			return nil, err
+		d.at++
+		for first := true; d.next(first, ']'); first = false {
+			if !d.skip(depth + 1) {
+				return false
+			}
 		}
+		return !d.failed()
 	case c == '-' || c >= '0' && c <= '9':
-		if _, err := d.number(path); err != nil {
-			return nil, err
-		}
+		return d.number()
 	case d.word("true"), d.word("false"), d.word("null"):
-	default:
-		return nil, d.fail(path, "this is no JSON")
+		return true
 	}
-	return d.data[start:d.at], nil
+	return d.fail("this is no JSON")
 }
 
-func (d *decoder) members(path string, member func(name string) error) error {
-	d.at++ // {
-	d.space()
-	if d.peek() == '}' {
-		d.at++
-		return nil
-	}
-	for {
-		d.space()
-		if d.peek() != '"' {
-			return d.fail(path, "a name should stand here")
-		}
-		name, err := d.text(path)
-		if err != nil {
-			return err
-		}
-		d.space()
-		if d.peek() != ':' {
-			return d.fail(path, "a colon should stand here")
-		}
-		d.at++
-		d.space()
-		if err := member(name); err != nil {
-			return err
-		}
-		d.space()
-		switch d.peek() {
-		case ',':
-			d.at++
-		case '}':
-			d.at++
-			return nil
-		default:
-			return d.fail(path, "a comma or } should stand here")
-		}
-	}
-}
-
-func (d *decoder) items(path string, item func(i int) error) error {
-	d.at++ // [
-	d.space()
-	if d.peek() == ']' {
-		d.at++
-		return nil
-	}
-	for i := 0; ; i++ {
-		d.space()
-		if err := item(i); err != nil {
-			return err
-		}
-		d.space()
-		switch d.peek() {
-		case ',':
-			d.at++
-		case ']':
-			d.at++
-			return nil
-		default:
-			return d.fail(path, "a comma or ] should stand here")
-		}
-	}
-}
-
-// number passes over a number and gives its text.
-func (d *decoder) number(path string) (string, error) {
-	start := d.at
-	digits := func() bool {
-		from := d.at
-		for c := d.peek(); c >= '0' && c <= '9'; c = d.peek() {
-			d.at++
-		}
-		return d.at > from
-	}
+// number passes over a number.
+func (d *decoder) number() bool {
 	if d.peek() == '-' {
 		d.at++
 	}
+	good := true
 	if d.peek() == '0' {
 		d.at++
-	} else if !digits() {
-		return "", d.fail(path, "this is no number")
+	} else {
+		good = d.digits()
 	}
-	if d.peek() == '.' {
+	if good && d.peek() == '.' {
 		d.at++
-		if !digits() {
-			return "", d.fail(path, "this is no number")
-		}
+		good = d.digits()
 	}
-	if c := d.peek(); c == 'e' || c == 'E' {
+	if c := d.peek(); good && (c == 'e' || c == 'E') {
 		d.at++
 		if c := d.peek(); c == '+' || c == '-' {
 			d.at++
 		}
-		if !digits() {
-			return "", d.fail(path, "this is no number")
-		}
+		good = d.digits()
 	}
-	return string(d.data[start:d.at]), nil
+	return good || d.fail("this is no number")
+}
+
+func (d *decoder) digits() bool {
+	from := d.at
+	for c := d.peek(); c >= '0' && c <= '9'; c = d.peek() {
+		d.at++
+	}
+	return d.at > from
 }
 
 // text reads a string.
-func (d *decoder) text(path string) (string, error) {
+func (d *decoder) text() (string, bool) {
 	d.at++ // "
 	start := d.at
+	var b []byte // what stood before start, with an escape in it
 	for d.at < len(d.data) {
 		switch c := d.data[d.at]; {
 		case c == '"':
-			s := string(d.data[start:d.at])
+			part := d.data[start:d.at]
 			d.at++
-			if !utf8.ValidString(s) {
-				s = string([]rune(s)) // each byte that is none becomes U+FFFD
+			if b != nil {
+				part = append(b, part...)
 			}
-			return s, nil
+			return validText(part), true
 		case c == '\\':
-			return d.escaped(start, path)
+			b = append(b, d.data[start:d.at]...)
+			d.at++
+			var ok bool
+			if b, ok = d.escape(b); !ok {
+				return "", false
+			}
+			start = d.at
 		case c < ' ':
-			return "", d.fail(path, "a control character stands in a string")
+			return "", d.fail("a control character stands in a string")
+		default:
+			d.at++
 		}
-		d.at++
 	}
-	return "", d.fail(path, "a string does not end")
+	return "", d.fail("a string does not end")
 }
 
-func (d *decoder) escaped(start int, path string) (string, error) {
-	b := append([]byte(nil), d.data[start:d.at]...)
-	for d.at < len(d.data) {
-		c := d.data[d.at]
-		d.at++
-		switch {
-		case c == '"':
-			s := string(b)
-			if !utf8.ValidString(s) {
-				s = string([]rune(s)) // each byte that is none becomes U+FFFD
-			}
-			return s, nil
-		case c < ' ':
-			return "", d.fail(path, "a control character stands in a string")
-		case c != '\\':
-			b = append(b, c)
-			continue
-		}
-		if d.at >= len(d.data) {
-			break
-		}
-		c = d.data[d.at]
-		d.at++
-		switch c {
-		case '"', '\\', '/':
-			b = append(b, c)
-		case 'b':
-			b = append(b, '\b')
-		case 'f':
-			b = append(b, '\f')
-		case 'n':
-			b = append(b, '\n')
-		case 'r':
-			b = append(b, '\r')
-		case 't':
-			b = append(b, '\t')
-		case 'u':
-			r, ok := d.unit()
-			if !ok {
-				return "", d.fail(path, "\\u is followed by four hexadecimal digits")
-			}
-			if utf16.IsSurrogate(r) {
-				after := d.at
-				low := rune(utf8.RuneError)
-				if d.word(`\u`) {
-					if low, ok = d.unit(); !ok {
-						return "", d.fail(path, "\\u is followed by four hexadecimal digits")
-					}
-				}
-				if r = utf16.DecodeRune(r, low); r == utf8.RuneError {
-					d.at = after // what follows is a character of its own
-				}
-			}
-			b = utf8.AppendRune(b, r)
-		default:
-			return "", d.fail(path, "a string has an escape that JSON does not know")
-		}
+func validText(b []byte) string {
+	s := string(b)
+	if utf8.ValidString(s) {
+		return s
 	}
-	return "", d.fail(path, "a string does not end")
+	b = make([]byte, 0, len(s)+utf8.UTFMax)
+	for _, r := range s { // each byte that is none becomes U+FFFD
+		b = utf8.AppendRune(b, r)
+	}
+	return string(b)
+}
+
+// escape reads what stands behind a backslash.
+func (d *decoder) escape(b []byte) ([]byte, bool) {
+	c := d.peek()
+	d.at++
+	switch c {
+	case '"', '\\', '/':
+	case 'b':
+		c = '\b'
+	case 'f':
+		c = '\f'
+	case 'n':
+		c = '\n'
+	case 'r':
+		c = '\r'
+	case 't':
+		c = '\t'
+	case 'u':
+		r, ok := d.unit()
+		if ok && utf16.IsSurrogate(r) {
+			after := d.at
+			low := rune(utf8.RuneError)
+			if d.word(`\u`) {
+				low, ok = d.unit()
+			}
+			if r = utf16.DecodeRune(r, low); r == utf8.RuneError {
+				d.at = after // what follows is a character of its own
+			}
+		}
+		if !ok {
+			return nil, d.fail(`\u is followed by four hexadecimal digits`)
+		}
+		return utf8.AppendRune(b, r), true
+	default:
+		return nil, d.fail("a string has an escape that JSON does not know")
+	}
+	return append(b, c), true
 }
 
 func (d *decoder) unit() (rune, bool) {
-	if d.at+4 > len(d.data) {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(string(d.data[d.at:d.at+4]), 16, 32)
-	d.at += 4
-	return rune(n), err == nil
-}
-
-// value reads into v. What has no other value within it is read by leaf: in this function and the four that call it
-// again, a guest's stack holds one frame for each level, and TinyGo's frames are as large as all that is inlined.
-func (d *decoder) value(v reflect.Value, path string, depth int) error {
-	if depth > maxDepth {
-		return d.tooDeep(path)
-	}
-	if v.Kind() == reflect.Pointer {
-		if !d.point(v) {
-			return nil
+	r := rune(0)
+	for range 4 {
+		c := d.peek()
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c|0x20 >= 'a' && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return 0, false
 		}
-		return d.value(v.Elem(), path, depth+1)
+		r = r<<4 | rune(c)
+		d.at++
 	}
-	if read, err := d.leaf(v, path, depth); read {
-		return err
+	return r, true
+}
+
+// value and what it calls for a value within are most of the stack that one within another takes, so what is done only at
+// the leaves is in functions of its own.
+func (d *decoder) value(v reflect.Value, depth int) bool {
+	if depth > maxDepth || !stackLeft() {
+		return d.fail(tooDeep())
 	}
-	switch v.Kind() {
+	kind := v.Kind()
+	if known, good := d.known(v, kind, depth); known {
+		return good
+	}
+	switch kind {
+	case reflect.Pointer:
+		return d.value(d.pointer(v), depth+1)
 	case reflect.Struct:
-		return d.object(v, path, depth)
+		return d.object(v, depth)
 	case reflect.Map:
-		return d.mapping(v, path, depth)
+		return d.mapping(v, depth)
 	case reflect.Slice:
-		return d.slice(v, path, depth)
+		return d.slice(v, depth)
+	case reflect.Array:
+		return d.array(v, depth)
 	}
-	return d.array(v, path, depth)
+	return d.plain(v, kind, depth)
 }
 
-//go:noinline
-func (d *decoder) tooDeep(path string) error {
-	return d.fail(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
-}
-
-// point makes a pointer point to a value; false where it is null.
+// known reads what is not read by its kind; whether it is such, and whether all is well.
 //
 //go:noinline
-func (d *decoder) point(v reflect.Value) bool {
-	if d.word("null") {
-		v.SetZero()
-		return false
+func (d *decoder) known(v reflect.Value, kind reflect.Kind, depth int) (known, good bool) {
+	t := v.Type()
+	switch {
+	case t == rawType:
+		return true, d.raw(v, depth)
+	case t == timeType:
+		return true, d.moment(v)
 	}
+	if kind != reflect.Interface && kind != reflect.Pointer && v.CanAddr() && reflect.PointerTo(t).NumMethod() > 0 {
+		if own, ok := v.Addr().Interface().(Unmarshaler); ok {
+			return true, d.own(own, depth)
+		}
+	}
+	if d.word("null") {
+		switch kind {
+		case reflect.Interface, reflect.Map, reflect.Slice, reflect.Pointer:
+			v.SetZero()
+		}
+		return true, true // as encoding/json: what cannot be null stays as it is
+	}
+	if kind == reflect.Slice && d.peek() == '"' && t.Elem().Kind() == reflect.Uint8 {
+		return true, d.bytes(v)
+	}
+	return false, true
+}
+
+// pointer gives what v points to, made where it is nil.
+//
+//go:noinline
+func (d *decoder) pointer(v reflect.Value) reflect.Value {
 	if v.IsNil() {
 		v.Set(reflect.New(v.Type().Elem()))
+	}
+	return v.Elem()
+}
+
+//go:noinline
+func (d *decoder) raw(v reflect.Value, depth int) bool {
+	start := d.at
+	if !d.skip(depth) {
+		return false
+	}
+	v.SetBytes(append([]byte(nil), d.data[start:d.at]...))
+	return true
+}
+
+//go:noinline
+func (d *decoder) bytes(v reflect.Value) bool {
+	s, ok := d.text()
+	if !ok {
+		return false
+	}
+	data, err := base64.StdEncoding.DecodeString(s)
+	if err != nil {
+		return d.fail("this is no base64")
+	}
+	v.SetBytes(data)
+	return true
+}
+
+//go:noinline
+func (d *decoder) own(v Unmarshaler, depth int) bool {
+	start := d.at
+	if !d.skip(depth) {
+		return false
+	}
+	if err := v.UnmarshalJSON(d.data[start:d.at]); err != nil {
+		return d.fail(err.Error())
 	}
 	return true
 }
 
-// leaf reads what has no value of a known type within it; false where it is a list, a map or a struct.
-//
 //go:noinline
-func (d *decoder) leaf(v reflect.Value, path string, depth int) (read bool, err error) {
-	t := v.Type()
-	switch t {
-	case rawType:
-		raw, err := d.skip(path, depth)
-		v.SetBytes(append([]byte(nil), raw...))
-		return true, err
-	case timeType:
-		return true, d.moment(v, path)
-	}
-	if v.CanAddr() && t.Kind() != reflect.Interface && reflect.PointerTo(t).NumMethod() > 0 {
-		if own, ok := v.Addr().Interface().(Unmarshaler); ok {
-			return true, d.own(own, path, depth)
-		}
-	}
-	if d.peek() == 'n' && d.word("null") {
-		switch t.Kind() {
-		case reflect.Interface, reflect.Map, reflect.Slice:
-			v.SetZero()
-		}
-		return true, nil // as encoding/json: what cannot be null stays as it is
-	}
-	switch t.Kind() {
-	case reflect.Struct, reflect.Map, reflect.Slice, reflect.Array:
-		return false, nil
+func (d *decoder) plain(v reflect.Value, kind reflect.Kind, depth int) bool {
+	switch kind {
 	case reflect.Interface:
-		return true, d.open(v, path, depth)
-	case reflect.Bool:
-		switch {
-		case d.word("true"):
-			v.SetBool(true)
-		case d.word("false"):
-			v.SetBool(false)
-		default:
-			return true, d.unfit(t, path, depth)
+		if v.NumMethod() > 0 {
+			return d.fail("nothing can be read into a " + v.Type().String())
 		}
-		return true, nil
+		found, ok := d.any(depth)
+		if ok {
+			v.Set(reflect.ValueOf(found))
+		}
+		return ok
+	case reflect.Bool:
+		truth := d.word("true")
+		if !truth && !d.word("false") {
+			return d.unfit(v, depth)
+		}
+		v.SetBool(truth)
+		return true
 	case reflect.String:
 		if d.peek() != '"' {
-			return true, d.unfit(t, path, depth)
+			return d.unfit(v, depth)
 		}
-		s, err := d.text(path)
+		s, ok := d.text()
 		v.SetString(s)
-		return true, err
+		return ok
 	}
-	return true, d.numeric(v, path, depth)
+	return d.numeric(v, kind, depth)
 }
 
-// open reads into what may hold anything.
-//
-//go:noinline
-func (d *decoder) open(v reflect.Value, path string, depth int) error {
-	if v.Type().NumMethod() > 0 {
-		return d.fail(path, "nothing can be read into a "+v.Type().String())
-	}
-	found, err := d.any(path, depth)
-	if err == nil && found != nil {
-		v.Set(reflect.ValueOf(found))
-	}
-	return err
-}
-
-// own lets a type read its own JSON.
-//
-//go:noinline
-func (d *decoder) own(into Unmarshaler, path string, depth int) error {
-	raw, err := d.skip(path, depth)
-	if err != nil {
-		return err
-	}
-	if err := into.UnmarshalJSON(raw); err != nil {
-		return d.fail(path, err.Error())
-	}
-	return nil
-}
-
-func (d *decoder) unfit(t reflect.Type, path string, depth int) error {
+// unfit says that the value which stands here is not for v.
+func (d *decoder) unfit(v reflect.Value, depth int) bool {
 	start := d.at
-	raw, err := d.skip(path, depth)
-	if err != nil {
-		return err
+	if !d.skip(depth) {
+		return false
+	}
+	found := string(d.data[start:d.at])
+	if len(found) > 40 {
+		found = found[:37] + "..."
 	}
 	d.at = start
-	if len(raw) > 40 {
-		raw = append(append([]byte(nil), raw[:37]...), "..."...)
-	}
-	return d.fail(path, string(raw)+" does not fit into a "+t.String())
+	return d.fail(found + " does not fit into a " + v.Type().String())
 }
 
-//go:noinline
-func (d *decoder) numeric(v reflect.Value, path string, depth int) error {
-	t := v.Type()
+func (d *decoder) numeric(v reflect.Value, kind reflect.Kind, depth int) bool {
 	if c := d.peek(); c != '-' && (c < '0' || c > '9') {
-		return d.unfit(t, path, depth)
+		return d.unfit(v, depth)
 	}
 	start := d.at
-	text, err := d.number(path)
-	if err != nil {
-		return err
+	if !d.number() {
+		return false
 	}
-	switch t.Kind() {
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		var n int64
-		if n, err = strconv.ParseInt(text, 10, t.Bits()); err == nil {
+	text := string(d.data[start:d.at])
+	fits := false
+	switch {
+	case isSigned(kind):
+		n, err := strconv.ParseInt(text, 10, 64)
+		if fits = err == nil && !v.OverflowInt(n); fits {
 			v.SetInt(n)
 		}
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		var n uint64
-		if n, err = strconv.ParseUint(text, 10, t.Bits()); err == nil {
+	case isUnsigned(kind):
+		n, err := strconv.ParseUint(text, 10, 64)
+		if fits = err == nil && !v.OverflowUint(n); fits {
 			v.SetUint(n)
 		}
-	case reflect.Float32, reflect.Float64:
-		var n float64
-		if n, err = strconv.ParseFloat(text, t.Bits()); err == nil {
+	case kind == reflect.Float32, kind == reflect.Float64:
+		bits := 64
+		if kind == reflect.Float32 {
+			bits = 32
+		}
+		n, err := strconv.ParseFloat(text, bits)
+		if fits = err == nil; fits {
 			v.SetFloat(n)
 		}
 	default:
-		return d.fail(path, "nothing can be read into a "+t.String())
+		return d.fail("nothing can be read into a " + v.Type().String())
 	}
-	if err != nil {
+	if !fits {
 		d.at = start
-		return d.fail(path, text+" does not fit into a "+t.String())
+		return d.unfit(v, depth)
 	}
-	return nil
+	return true
 }
 
 //go:noinline
-func (d *decoder) moment(v reflect.Value, path string) error {
+func (d *decoder) moment(v reflect.Value) bool {
 	if d.word("null") {
-		return nil
+		return true
 	}
 	if d.peek() != '"' {
-		return d.unfit(v.Type(), path, 0)
+		return d.unfit(v, 0)
 	}
-	s, err := d.text(path)
-	if err != nil {
-		return err
+	s, ok := d.text()
+	if !ok {
+		return false
 	}
 	moment, ok := readMoment(s)
 	if !ok {
-		return d.fail(path, "'"+s+"' is no time as RFC 3339 writes it")
+		return d.fail("'" + s + "' is no time as RFC 3339 writes it")
 	}
 	v.Set(reflect.ValueOf(moment))
-	return nil
+	return true
 }
 
 //go:noinline
-func (d *decoder) object(v reflect.Value, path string, depth int) error {
-	if d.peek() != '{' {
-		return d.unfit(v.Type(), path, depth)
+func (d *decoder) object(v reflect.Value, depth int) bool {
+	members := d.members(v, depth)
+	if members == nil {
+		return false
 	}
-	members := fieldsOf(v.Type())
-	return d.members(path, func(name string) error {
-		inner := name
-		if path != "" {
-			inner = path + "." + name
+	d.at++
+	for i := 0; d.next(i == 0, '}'); i++ {
+		name, ok := d.name()
+		if !ok {
+			return false
 		}
-		f := members.find(name)
-		if f == nil {
-			_, err := d.skip(inner, depth+1)
-			return err
+		m := members.find(name, i)
+		switch {
+		case m == nil:
+			ok = d.skip(depth + 1)
+		case m.quoted && d.peek() == '"':
+			ok = d.quoted(member(v, m), depth+1)
+		default:
+			ok = d.value(member(v, m), depth+1)
 		}
-		if f.quoted && d.peek() == '"' {
-			s, err := d.text(inner)
-			if err != nil {
-				return err
-			}
-			unquoted := &decoder{data: []byte(s)}
-			return unquoted.value(member(v, f.index), inner, depth+1)
+		if !ok {
+			return d.inMember(name)
 		}
-		return d.value(member(v, f.index), inner, depth+1)
-	})
+	}
+	return !d.failed()
 }
 
-// member is a struct's member, or that of one embedded in it, which is made where a pointer to it is nil.
+// members tells the members of a struct; nil where there is no object for it.
 //
 //go:noinline
-func member(v reflect.Value, index []int) reflect.Value {
-	for i, x := range index {
+func (d *decoder) members(v reflect.Value, depth int) *members {
+	if d.peek() != '{' {
+		d.unfit(v, depth)
+		return nil
+	}
+	found := membersOf(v.Type())
+	if found.hidden {
+		d.fail(hidden(v.Type()))
+		return nil
+	}
+	return found
+}
+
+// member is a member of v, for which the embedded structs are made that it is in.
+//
+//go:noinline
+func member(v reflect.Value, m *field) reflect.Value {
+	for i, x := range m.index {
 		if i > 0 && v.Kind() == reflect.Pointer {
 			if v.IsNil() {
 				v.Set(reflect.New(v.Type().Elem()))
@@ -537,164 +551,173 @@ func member(v reflect.Value, index []int) reflect.Value {
 	return v
 }
 
+// quoted reads a value that stands in a string.
+//
 //go:noinline
-func (d *decoder) mapping(v reflect.Value, path string, depth int) error {
-	if d.peek() != '{' {
-		return d.unfit(v.Type(), path, depth)
+func (d *decoder) quoted(v reflect.Value, depth int) bool {
+	s, ok := d.text()
+	if !ok {
+		return false
 	}
-	makeMap(v)
-	return d.members(path, func(name string) error {
-		inner := path + "[" + name + "]"
-		key, err := d.key(v.Type().Key(), name, inner)
-		if err != nil {
-			return err
-		}
-		element := fresh(v.Type().Elem())
-		if err := d.value(element, inner, depth+1); err != nil {
-			return err
-		}
-		put(v, key, element)
-		return nil
-	})
+	unquoted := &decoder{data: []byte(s)}
+	if !unquoted.value(v, depth) || !unquoted.end() {
+		d.fault = unquoted.fault
+		return false
+	}
+	return true
 }
 
 //go:noinline
-func makeMap(v reflect.Value) {
+func (d *decoder) mapping(v reflect.Value, depth int) bool {
+	if d.peek() != '{' {
+		return d.unfit(v, depth)
+	}
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(v.Type()))
 	}
+	d.at++
+	for first := true; d.next(first, '}'); first = false {
+		name, ok := d.name()
+		if !ok {
+			return false
+		}
+		element := reflect.New(v.Type().Elem()).Elem()
+		if !d.value(element, depth+1) || !d.put(v, name, element) {
+			return d.inElement(name)
+		}
+	}
+	return !d.failed()
 }
 
 //go:noinline
-func put(v, key, element reflect.Value) { v.SetMapIndex(key, element) }
+func (d *decoder) put(v reflect.Value, name string, element reflect.Value) bool {
+	key := reflect.New(v.Type().Key()).Elem()
+	if !d.key(key, name) {
+		return false
+	}
+	v.SetMapIndex(key, element)
+	return true
+}
 
-// key makes a map's key of a name.
-//
-//go:noinline
-func (d *decoder) key(t reflect.Type, name, path string) (reflect.Value, error) {
-	key := fresh(t)
+func (d *decoder) key(key reflect.Value, name string) bool {
+	fits := false
 	switch k := key.Kind(); {
 	case k == reflect.String:
 		key.SetString(name)
-	case k >= reflect.Int && k <= reflect.Int64:
-		n, err := strconv.ParseInt(name, 10, t.Bits())
-		if err != nil {
-			return key, d.fail(path, "the name does not fit into a "+t.String())
+		return true
+	case isSigned(k):
+		n, err := strconv.ParseInt(name, 10, 64)
+		if fits = err == nil && !key.OverflowInt(n); fits {
+			key.SetInt(n)
 		}
-		key.SetInt(n)
-	case k >= reflect.Uint && k <= reflect.Uintptr:
-		n, err := strconv.ParseUint(name, 10, t.Bits())
-		if err != nil {
-			return key, d.fail(path, "the name does not fit into a "+t.String())
+	case isUnsigned(k):
+		n, err := strconv.ParseUint(name, 10, 64)
+		if fits = err == nil && !key.OverflowUint(n); fits {
+			key.SetUint(n)
 		}
-		key.SetUint(n)
 	default:
-		return key, d.fail(path, "JSON's names are text, and a "+t.String()+" is none")
+		return d.fail("JSON's names are text, and a " + key.Type().String() + " is none")
 	}
-	return key, nil
+	return fits || d.fail("the name does not fit into a "+key.Type().String())
 }
 
-// fresh is a new value that can be read into.
-//
 //go:noinline
-func fresh(t reflect.Type) reflect.Value { return reflect.New(t).Elem() }
-
-//go:noinline
-func (d *decoder) slice(v reflect.Value, path string, depth int) error {
-	t := v.Type()
-	if t.Elem().Kind() == reflect.Uint8 && d.peek() == '"' {
-		s, err := d.text(path)
-		if err != nil {
-			return err
-		}
-		data, err := base64.StdEncoding.DecodeString(s)
-		if err != nil {
-			return d.fail(path, "this is no base64")
-		}
-		v.SetBytes(data)
-		return nil
-	}
+func (d *decoder) slice(v reflect.Value, depth int) bool {
 	if d.peek() != '[' {
-		return d.unfit(t, path, depth)
+		return d.unfit(v, depth)
 	}
+	d.at++
+	t := v.Type()
 	out := reflect.MakeSlice(t, 0, 0)
-	err := d.items(path, func(i int) error {
-		element := fresh(t.Elem())
-		if err := d.value(element, path+"["+strconv.Itoa(i)+"]", depth+1); err != nil {
-			return err
+	for i := 0; d.next(i == 0, ']'); i++ {
+		element := reflect.New(t.Elem()).Elem()
+		if !d.value(element, depth+1) {
+			return d.inItem(i)
 		}
 		out = reflect.Append(out, element)
-		return nil
-	})
-	if err == nil {
-		v.Set(out)
 	}
-	return err
+	if d.failed() {
+		return false
+	}
+	v.Set(out)
+	return true
 }
 
 //go:noinline
-func (d *decoder) array(v reflect.Value, path string, depth int) error {
+func (d *decoder) array(v reflect.Value, depth int) bool {
 	if d.peek() != '[' {
-		return d.unfit(v.Type(), path, depth)
+		return d.unfit(v, depth)
 	}
-	filled := 0
-	err := d.items(path, func(i int) error {
-		inner := path + "[" + strconv.Itoa(i) + "]"
-		if i >= v.Len() {
-			_, err := d.skip(inner, depth+1)
-			return err
+	d.at++
+	i := 0
+	for ; d.next(i == 0, ']'); i++ {
+		ok := false
+		if i < v.Len() {
+			ok = d.value(v.Index(i), depth+1)
+		} else {
+			ok = d.skip(depth + 1)
 		}
-		filled = i + 1
-		return d.value(v.Index(i), inner, depth+1)
-	})
-	for ; filled < v.Len(); filled++ {
-		v.Index(filled).SetZero()
+		if !ok {
+			return d.inItem(i)
+		}
 	}
-	return err
+	for ; i < v.Len(); i++ {
+		v.Index(i).SetZero()
+	}
+	return !d.failed()
 }
 
 // any reads what may be anything, as encoding/json does: maps, lists, text, float64, bool, nil.
-//
-//go:noinline
-func (d *decoder) any(path string, depth int) (any, error) {
-	if depth > maxDepth {
-		return nil, d.tooDeep(path)
+func (d *decoder) any(depth int) (any, bool) {
+	if depth > maxDepth || !stackLeft() {
+		return nil, d.fail(tooDeep())
 	}
 	switch c := d.peek(); {
 	case c == '"':
-		return d.text(path)
+		return d.text()
 	case c == '{':
+		d.at++
 		found := map[string]any{}
-		err := d.members(path, func(name string) error {
-			element, err := d.any(path+"["+name+"]", depth+1)
+		for first := true; d.next(first, '}'); first = false {
+			name, ok := d.name()
+			if !ok {
+				return nil, false
+			}
+			element, ok := d.any(depth + 1)
+			if !ok {
+				return nil, d.inElement(name)
+			}
 			found[name] = element
-			return err
-		})
-		return found, err
-	case c == '[':
-		found := []any{}
-		err := d.items(path, func(i int) error {
-			element, err := d.any(path+"["+strconv.Itoa(i)+"]", depth+1)
-			found = append(found, element)
-			return err
-		})
-		return found, err
-	case c == '-' || c >= '0' && c <= '9':
-		text, err := d.number(path)
-		if err != nil {
-			return nil, err
 		}
+		return found, !d.failed()
+	case c == '[':
+		d.at++
+		found := []any{}
+		for i := 0; d.next(i == 0, ']'); i++ {
+			element, ok := d.any(depth + 1)
+			if !ok {
+				return nil, d.inItem(i)
+			}
+			found = append(found, element)
+		}
+		return found, !d.failed()
+	case c == '-' || c >= '0' && c <= '9':
+		start := d.at
+		if !d.number() {
+			return nil, false
+		}
+		text := string(d.data[start:d.at])
 		n, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return nil, d.fail(path, text+" is too large")
+			return nil, d.fail(text + " is too large")
 		}
-		return n, nil
+		return n, true
 	case d.word("true"):
-		return true, nil
+		return true, true
 	case d.word("false"):
-		return false, nil
+		return false, true
 	case d.word("null"):
-		return nil, nil
+		return nil, true
 	}
-	return nil, d.fail(path, "this is no JSON")
+	return nil, d.fail("this is no JSON")
 }

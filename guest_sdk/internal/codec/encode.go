@@ -1,15 +1,15 @@
 // Package codec reads and writes JSON as encoding/json does, for the types that cross the border. Guests have their own
 // because TinyGo 0.39 panics in every json.Marshal of a program that has errors.As as well, and because it is smaller.
+//
+// Nothing in here is called by a pointer to a function, closures included: TinyGo lets whatever does so be unwound,
+// which makes code larger by half and slower.
 package codec
 
 import (
 	"encoding/base64"
-	"errors"
 	"math"
 	"reflect"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -19,7 +19,7 @@ type Marshaler interface {
 	MarshalJSON() ([]byte, error)
 }
 
-// Raw is JSON as it is: it is neither read nor written.
+// Raw is JSON as it is: it is neither read nor written, only looked at whether it is any.
 type Raw []byte
 
 var (
@@ -27,121 +27,180 @@ var (
 	rawType  = reflect.TypeOf(Raw(nil))
 )
 
-// Marshal writes v as JSON.
+// Marshal writes v as JSON. A type whose MarshalJSON has a pointer receiver writes itself also where only the value is
+// given, as in encoding/json/v2.
 func Marshal(v any) ([]byte, error) {
-	if v == nil {
-		return []byte("null"), nil
+	e := &encoder{b: make([]byte, 0, 64)}
+	if !e.value(reflect.ValueOf(v), 0, false) {
+		return nil, e.err()
 	}
-	return appendValue(make([]byte, 0, 64), reflect.ValueOf(v), "", 0, false)
+	return e.b, nil
 }
 
-func at(path, what string) error {
-	if path == "" {
-		return errors.New(what)
-	}
-	return errors.New(path + ": " + what)
+type encoder struct {
+	fault
+	b []byte
 }
 
-// appendValue appends v. What has no other value within it is written by appendLeaf: in this function and the three that
-// call it again, a guest's stack holds one frame for each level, and TinyGo's frames are as large as all that is inlined.
-func appendValue(b []byte, v reflect.Value, path string, depth int, quoted bool) ([]byte, error) {
-	if depth > maxDepth {
-		return nil, tooDeep(path)
+// value and what it calls for a value within are most of the stack that one within another takes, so what is done only at
+// the leaves is in functions of its own.
+func (e *encoder) value(v reflect.Value, depth int, quoted bool) bool {
+	if !v.IsValid() {
+		return e.null()
 	}
-	if written, b, err := appendLeaf(b, v, path, quoted); written {
-		return b, err
+	if depth > maxDepth || !stackLeft() {
+		return e.is(tooDeep())
 	}
-	switch v.Kind() {
-	case reflect.Interface, reflect.Pointer:
-		return appendValue(b, v.Elem(), path, depth+1, quoted)
-	case reflect.Map:
-		return appendMap(b, v, path, depth)
+	kind := v.Kind()
+	if kind == reflect.Interface {
+		return e.value(v.Elem(), depth, quoted)
+	}
+	if known, good := e.known(v, kind); known {
+		return good
+	}
+	switch kind {
+	case reflect.Pointer:
+		return e.value(v.Elem(), depth+1, quoted)
 	case reflect.Struct:
-		return appendStruct(b, v, path, depth)
+		return e.object(v, depth)
+	case reflect.Map:
+		return e.mapping(v, depth)
+	case reflect.Slice, reflect.Array:
+		return e.list(v, depth)
 	}
-	return appendList(b, v, path, depth)
+	return e.plain(v, kind, quoted)
 }
 
-//go:noinline
-func tooDeep(path string) error {
-	return at(path, "values lie within each other more than "+strconv.Itoa(maxDepth)+" deep")
-}
-
-// appendLeaf appends what has no other value within it; false where v is a list, a map, a struct or a pointer.
+// known writes what is not written by its kind; whether it is such, and whether all is well.
 //
 //go:noinline
-func appendLeaf(b []byte, v reflect.Value, path string, quoted bool) (written bool, _ []byte, _ error) {
-	if !v.IsValid() {
-		return true, append(b, "null"...), nil
-	}
+func (e *encoder) known(v reflect.Value, kind reflect.Kind) (known, good bool) {
 	t := v.Type()
-	switch t {
-	case timeType:
-		moment := v.Interface().(time.Time)
-		if y := moment.Year(); y < 0 || y > 9999 {
-			return true, nil, at(path, "the year "+strconv.Itoa(y)+" has no place in RFC 3339")
-		}
-		b = append(b, '"')
-		b = appendMoment(b, moment)
-		return true, append(b, '"'), nil
-	case rawType:
-		if raw := v.Bytes(); len(raw) > 0 {
-			return true, append(b, raw...), nil
-		}
-		return true, append(b, "null"...), nil
+	switch {
+	case t == timeType:
+		return true, e.moment(v.Interface().(time.Time))
+	case t == rawType:
+		return true, e.raw(v.Bytes(), "a wasman.JSON")
 	}
-	if t.NumMethod() > 0 && t.Kind() != reflect.Interface && v.CanInterface() {
-		if own, ok := v.Interface().(Marshaler); ok && !(t.Kind() == reflect.Pointer && v.IsNil()) {
-			data, err := own.MarshalJSON()
-			if err != nil {
-				return true, nil, at(path, err.Error())
-			}
-			return true, append(b, data...), nil
+	if v.CanInterface() {
+		if own := marshaler(v, t, kind); own != nil {
+			return true, e.own(own)
 		}
 	}
-	switch t.Kind() {
-	case reflect.Bool:
-		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendBool(b, v.Bool()) }), nil
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendInt(b, v.Int(), 10) }), nil
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		return true, quote(b, quoted, func(b []byte) []byte { return strconv.AppendUint(b, v.Uint(), 10) }), nil
-	case reflect.Float32, reflect.Float64:
-		b, err := appendFloat(b, v.Float(), t.Bits(), path, quoted)
-		return true, b, err
-	case reflect.String:
+	if kind == reflect.Slice && t.Elem().Kind() == reflect.Uint8 {
+		e.b = append(e.b, '"')
+		e.b = base64.StdEncoding.AppendEncode(e.b, v.Bytes())
+		e.b = append(e.b, '"')
+		return true, true
+	}
+	return false, true
+}
+
+// marshaler is v as one that writes itself, by a method of it or of a pointer to it; or nil.
+func marshaler(v reflect.Value, t reflect.Type, kind reflect.Kind) Marshaler {
+	if kind == reflect.Pointer && v.IsNil() {
+		return nil
+	}
+	if t.NumMethod() > 0 {
+		if own, ok := v.Interface().(Marshaler); ok {
+			return own
+		}
+	}
+	if kind == reflect.Pointer || reflect.PointerTo(t).NumMethod() == 0 {
+		return nil
+	}
+	if !v.CanAddr() {
+		held := reflect.New(t).Elem()
+		held.Set(v)
+		v = held
+	}
+	own, _ := v.Addr().Interface().(Marshaler)
+	return own
+}
+
+//go:noinline
+func (e *encoder) own(v Marshaler) bool {
+	data, err := v.MarshalJSON()
+	if err != nil {
+		return e.is(err.Error())
+	}
+	return e.raw(data, "what MarshalJSON gives")
+}
+
+func (e *encoder) null() bool {
+	e.b = append(e.b, "null"...)
+	return true
+}
+
+// raw writes JSON that somebody else has made.
+//
+//go:noinline
+func (e *encoder) raw(data []byte, whose string) bool {
+	if len(data) == 0 {
+		return e.null()
+	}
+	d := &decoder{data: data}
+	if !d.whole() {
+		return e.is(whose + " is no JSON: " + d.what)
+	}
+	e.b = append(e.b, data...)
+	return true
+}
+
+//go:noinline
+func (e *encoder) moment(t time.Time) bool {
+	if y := t.Year(); y < 0 || y > 9999 {
+		return e.is("the year " + strconv.Itoa(y) + " has no place in RFC 3339")
+	}
+	e.b = append(e.b, '"')
+	e.b = appendMoment(e.b, t)
+	e.b = append(e.b, '"')
+	return true
+}
+
+//go:noinline
+func (e *encoder) plain(v reflect.Value, kind reflect.Kind, quoted bool) bool {
+	if kind == reflect.String {
 		if quoted {
-			return true, appendString(b, string(appendString(nil, v.String()))), nil
+			e.b = AppendString(e.b, string(AppendString(nil, v.String())))
+		} else {
+			e.b = AppendString(e.b, v.String())
 		}
-		return true, appendString(b, v.String()), nil
-	case reflect.Interface, reflect.Pointer:
-		if v.IsNil() {
-			return true, append(b, "null"...), nil
-		}
-		return false, b, nil
-	case reflect.Slice: // nil is the empty list, as in encoding/json/v2: null is none to pydantic
-		if t.Elem().Kind() == reflect.Uint8 {
-			b = append(b, '"')
-			b = base64.StdEncoding.AppendEncode(b, v.Bytes())
-			return true, append(b, '"'), nil
-		}
-		return false, b, nil
-	case reflect.Array, reflect.Map, reflect.Struct:
-		return false, b, nil
+		return true
 	}
-	return true, nil, at(path, "JSON has no place for a "+t.String())
+	if quoted {
+		e.b = append(e.b, '"')
+	}
+	switch {
+	case kind == reflect.Bool:
+		e.b = strconv.AppendBool(e.b, v.Bool())
+	case isSigned(kind):
+		e.b = strconv.AppendInt(e.b, v.Int(), 10)
+	case isUnsigned(kind):
+		e.b = strconv.AppendUint(e.b, v.Uint(), 10)
+	case kind == reflect.Float32:
+		if !e.float(v.Float(), 32) {
+			return false
+		}
+	case kind == reflect.Float64:
+		if !e.float(v.Float(), 64) {
+			return false
+		}
+	default:
+		return e.is("JSON has no place for a " + v.Type().String())
+	}
+	if quoted {
+		e.b = append(e.b, '"')
+	}
+	return true
 }
 
-func quote(b []byte, quoted bool, write func([]byte) []byte) []byte {
-	if !quoted {
-		return write(b)
-	}
-	return append(write(append(b, '"')), '"')
-}
+func isSigned(k reflect.Kind) bool   { return k >= reflect.Int && k <= reflect.Int64 }
+func isUnsigned(k reflect.Kind) bool { return k >= reflect.Uint && k <= reflect.Uintptr }
 
-func appendFloat(b []byte, f float64, bits int, path string, quoted bool) ([]byte, error) {
+func (e *encoder) float(f float64, bits int) bool {
 	if math.IsInf(f, 0) || math.IsNaN(f) {
-		return nil, at(path, "JSON has no place for "+strconv.FormatFloat(f, 'g', -1, bits))
+		return e.is("JSON has no place for " + strconv.FormatFloat(f, 'g', -1, bits))
 	}
 	// As ECMAScript writes numbers, so that what reads it finds the same.
 	format := byte('f')
@@ -150,112 +209,148 @@ func appendFloat(b []byte, f float64, bits int, path string, quoted bool) ([]byt
 			format = 'e'
 		}
 	}
-	return quote(b, quoted, func(b []byte) []byte {
-		b = strconv.AppendFloat(b, f, format, -1, bits)
-		if n := len(b); format == 'e' && n >= 4 && b[n-4] == 'e' && (b[n-3] == '-' || b[n-3] == '+') && b[n-2] == '0' {
-			b[n-2] = b[n-1]
-			b = b[:n-1]
-		}
-		return b
-	}), nil
-}
-
-//go:noinline
-func appendList(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
-	b = append(b, '[')
-	var err error
-	for i := range v.Len() {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		if b, err = appendValue(b, v.Index(i), path+"["+strconv.Itoa(i)+"]", depth+1, false); err != nil {
-			return nil, err
-		}
+	b := strconv.AppendFloat(e.b, f, format, -1, bits)
+	if n := len(b); format == 'e' && n >= 4 && b[n-4] == 'e' && (b[n-3] == '-' || b[n-3] == '+') && b[n-2] == '0' {
+		b[n-2] = b[n-1]
+		b = b[:n-1]
 	}
-	return append(b, ']'), nil
+	e.b = b
+	return true
 }
 
-//go:noinline
-func appendMap(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
-	pairs, err := pairsOf(v, path)
-	if err != nil {
-		return nil, err
-	}
-	b = append(b, '{')
-	for i, p := range pairs {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(appendString(b, p.name), ':')
-		if b, err = appendValue(b, p.value, path+"["+p.name+"]", depth+1, false); err != nil {
-			return nil, err
-		}
-	}
-	return append(b, '}'), nil
-}
-
-type pair struct {
-	name  string
-	value reflect.Value
-}
-
-// pairsOf is what a map has, by the order of the names.
+// list writes a slice or an array; nil is the empty list, as in encoding/json/v2, because null is none to pydantic.
 //
 //go:noinline
-func pairsOf(v reflect.Value, path string) ([]pair, error) {
-	pairs := make([]pair, 0, v.Len())
-	for iter := v.MapRange(); iter.Next(); {
-		name, err := keyName(iter.Key(), path)
-		if err != nil {
-			return nil, err
+func (e *encoder) list(v reflect.Value, depth int) bool {
+	e.b = append(e.b, '[')
+	for i := range v.Len() {
+		if i > 0 {
+			e.b = append(e.b, ',')
 		}
-		pairs = append(pairs, pair{name, iter.Value()})
+		if !e.value(v.Index(i), depth+1, false) {
+			return e.inItem(i)
+		}
 	}
-	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
-	return pairs, nil
+	e.b = append(e.b, ']')
+	return true
 }
 
-func keyName(key reflect.Value, path string) (string, error) {
-	switch key.Kind() {
-	case reflect.String:
-		return key.String(), nil
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return strconv.FormatInt(key.Int(), 10), nil
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		return strconv.FormatUint(key.Uint(), 10), nil
+// mapping writes a map by the order of its names.
+//
+//go:noinline
+func (e *encoder) mapping(v reflect.Value, depth int) bool {
+	names, values, ok := e.pairs(v)
+	if !ok {
+		return false
 	}
-	return "", at(path, "JSON's names are text, and a "+key.Type().String()+" is none")
+	e.b = append(e.b, '{')
+	for i, name := range names {
+		if i > 0 {
+			e.b = append(e.b, ',')
+		}
+		e.b = append(AppendString(e.b, name), ':')
+		if !e.value(values[i], depth+1, false) {
+			return e.inElement(name)
+		}
+	}
+	e.b = append(e.b, '}')
+	return true
 }
 
 //go:noinline
-func appendStruct(b []byte, v reflect.Value, path string, depth int) ([]byte, error) {
-	b = append(b, '{')
-	first := true
-	for _, f := range fieldsOf(v.Type()).list {
-		value, ok := reach(v, f.index)
-		if !ok || f.omitEmpty && isEmpty(value) {
-			continue
+func (e *encoder) pairs(v reflect.Value) ([]string, []reflect.Value, bool) {
+	names, values := make([]string, 0, v.Len()), make([]reflect.Value, 0, v.Len())
+	for iter := v.MapRange(); iter.Next(); {
+		name, ok := e.name(iter.Key())
+		if !ok {
+			return nil, nil, false
 		}
-		if !first {
-			b = append(b, ',')
-		}
-		first = false
-		b = append(appendString(b, f.name), ':')
-		inner := f.name
-		if path != "" {
-			inner = path + "." + f.name
-		}
-		var err error
-		if b, err = appendValue(b, value, inner, depth+1, f.quoted); err != nil {
-			return nil, err
-		}
+		names, values = append(names, name), append(values, iter.Value())
 	}
-	return append(b, '}'), nil
+	sortTogether(names, values)
+	return names, values, true
 }
 
-// reach follows an embedded field's way; false where a nil pointer lies on it.
-func reach(v reflect.Value, index []int) (reflect.Value, bool) {
-	for i, x := range index {
+func (e *encoder) name(key reflect.Value) (string, bool) {
+	switch k := key.Kind(); {
+	case k == reflect.String:
+		return key.String(), true
+	case isSigned(k):
+		return strconv.FormatInt(key.Int(), 10), true
+	case isUnsigned(k):
+		return strconv.FormatUint(key.Uint(), 10), true
+	}
+	return "", e.is("JSON's names are text, and a " + key.Type().String() + " is none")
+}
+
+// sortTogether is a heap sort of both by the names: package slices would be handed a function.
+func sortTogether(names []string, values []reflect.Value) {
+	for i := len(names)/2 - 1; i >= 0; i-- {
+		siftDown(names, values, i)
+	}
+	for n := len(names) - 1; n > 0; n-- {
+		names[0], names[n] = names[n], names[0]
+		values[0], values[n] = values[n], values[0]
+		siftDown(names[:n], values[:n], 0)
+	}
+}
+
+func siftDown(names []string, values []reflect.Value, root int) {
+	for {
+		child := 2*root + 1
+		if child >= len(names) {
+			return
+		}
+		if child+1 < len(names) && names[child] < names[child+1] {
+			child++
+		}
+		if names[root] >= names[child] {
+			return
+		}
+		names[root], names[child] = names[child], names[root]
+		values[root], values[child] = values[child], values[root]
+		root = child
+	}
+}
+
+//go:noinline
+func (e *encoder) object(v reflect.Value, depth int) bool {
+	members := e.members(v)
+	if members == nil {
+		return false
+	}
+	e.b = append(e.b, '{')
+	first := true
+	for i := range members.list {
+		m := &members.list[i]
+		value, ok := e.begin(v, m, first)
+		if !ok {
+			continue
+		}
+		first = false
+		if !e.value(value, depth+1, m.quoted) {
+			return e.inMember(m.name)
+		}
+	}
+	e.b = append(e.b, '}')
+	return true
+}
+
+//go:noinline
+func (e *encoder) members(v reflect.Value) *members {
+	found := membersOf(v.Type())
+	if found.hidden {
+		e.is(hidden(v.Type()))
+		return nil
+	}
+	return found
+}
+
+// begin finds a member of v by the way of embedded fields, and writes its name; false where it is left out.
+//
+//go:noinline
+func (e *encoder) begin(v reflect.Value, m *field, first bool) (reflect.Value, bool) {
+	for i, x := range m.index {
 		if i > 0 && v.Kind() == reflect.Pointer {
 			if v.IsNil() {
 				return reflect.Value{}, false
@@ -264,33 +359,35 @@ func reach(v reflect.Value, index []int) (reflect.Value, bool) {
 		}
 		v = v.Field(x)
 	}
+	if m.omitEmpty && isEmpty(v) {
+		return reflect.Value{}, false
+	}
+	if !first {
+		e.b = append(e.b, ',')
+	}
+	e.b = append(AppendString(e.b, m.name), ':')
 	return v, true
 }
 
 func isEmpty(v reflect.Value) bool {
-	switch v.Kind() {
+	switch k := v.Kind(); k {
 	case reflect.Array, reflect.Map, reflect.Slice, reflect.String:
 		return v.Len() == 0
-	case reflect.Bool:
-		return !v.Bool()
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return v.Int() == 0
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		return v.Uint() == 0
-	case reflect.Float32, reflect.Float64:
-		return v.Float() == 0
 	case reflect.Interface, reflect.Pointer:
 		return v.IsNil()
+	case reflect.Bool:
+		return !v.Bool()
+	case reflect.Float32, reflect.Float64:
+		return v.Float() == 0
+	default:
+		return isSigned(k) && v.Int() == 0 || isUnsigned(k) && v.Uint() == 0
 	}
-	return false
 }
 
 const hexDigits = "0123456789abcdef"
 
 // AppendString appends s as a JSON string.
-func AppendString(b []byte, s string) []byte { return appendString(b, s) }
-
-func appendString(b []byte, s string) []byte {
+func AppendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
 	for i := 0; i < len(s); {
@@ -301,22 +398,7 @@ func appendString(b []byte, s string) []byte {
 				continue
 			}
 			b = append(b, s[start:i]...)
-			switch c {
-			case '"', '\\':
-				b = append(b, '\\', c)
-			case '\b':
-				b = append(b, '\\', 'b')
-			case '\f':
-				b = append(b, '\\', 'f')
-			case '\n':
-				b = append(b, '\\', 'n')
-			case '\r':
-				b = append(b, '\\', 'r')
-			case '\t':
-				b = append(b, '\\', 't')
-			default:
-				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-			}
+			b = appendEscape(b, c)
 			i++
 			start = i
 			continue
@@ -336,4 +418,23 @@ func appendString(b []byte, s string) []byte {
 		i += size
 	}
 	return append(append(b, s[start:]...), '"')
+}
+
+func appendEscape(b []byte, c byte) []byte {
+	switch c {
+	case '\b':
+		c = 'b'
+	case '\f':
+		c = 'f'
+	case '\n':
+		c = 'n'
+	case '\r':
+		c = 'r'
+	case '\t':
+		c = 't'
+	case '"', '\\':
+	default:
+		return append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+	}
+	return append(b, '\\', c)
 }

@@ -42,6 +42,7 @@ from wasman_host.store.rules import (
     matches,
     opened_twice,
     step_verdict,
+    turned_away,
     verdict,
 )
 from wasman_host.store.watchers import Watchers
@@ -366,7 +367,10 @@ class MemoryStore(Store):
             return Sent.DUPLICATE
         if instance.stored.columns.status in CLOSED or (message.run and message.run != instance.stored.run):
             return Sent.CLOSED
-        instance.letters[message.id] = evolve(message, sent=self.now())
+        refused = turned_away(message, instance.stored.version, instance.stored.mail)
+        if refused is not None:
+            return refused
+        instance.letters[message.id] = evolve(message, sent=self.now(), room=None)
         instance.stored = evolve(instance.stored, mail=instance.stored.mail + 1)
         if message.key in self._free:
             self._mailed[message.key] = instance

@@ -62,6 +62,7 @@ from wasman_host.store.rules import (
     cursor_after,
     matches,
     step_verdict,
+    turned_away,
     verdict,
 )
 from wasman_host.store.watchers import Visible, Watchers
@@ -700,6 +701,9 @@ class ObjectStore(Store):
                 continue
             if head.columns.status in CLOSED or (message.run and message.run != head.run):
                 sent = Sent.CLOSED
+                continue
+            sent = turned_away(message, head.version, len(head.letters))
+            if sent is not None:
                 continue
             body, name = message.body, ""
             if len(body) > _LETTER:

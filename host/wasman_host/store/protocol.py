@@ -27,6 +27,7 @@ __all__ = [
     "Lost",
     "Message",
     "Page",
+    "Room",
     "Sent",
     "Status",
     "Step",
@@ -114,6 +115,19 @@ class Blob:
 
 
 @frozen
+class Room:
+    """What a message is accepted by only: it bounds what waits for an instance, however many send at once.
+
+    Attributes:
+        version: The version that its receiver must be at still; 0 for any.
+        unread: It must have fewer unread messages than this.
+    """
+
+    version: int
+    unread: int
+
+
+@frozen
 class Message:
     """Mail: what others send to an instance. It is consumed by its id in the commit that logs it.
 
@@ -124,6 +138,7 @@ class Message:
         body: Sealed bytes.
         sent: When the store accepted it (0 until then), ns since 1970.
         run: The run that it is for, or "" for whichever is the current one; looked at when it is sent.
+        room: What it needs to find when it is sent; None to be accepted by any open instance. No store keeps it.
     """
 
     key: Key
@@ -132,15 +147,18 @@ class Message:
     body: bytes = field(repr=False)
     sent: int = 0
     run: str = ""
+    room: Room | None = field(default=None, repr=False)
 
 
 class Sent(Enum):
-    """What became of a message."""
+    """What became of a message. One that was there before is a duplicate, also where there is no room for it now."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     CLOSED = "closed"
     ABSENT = "absent"
+    MOVED = "moved"  # its receiver is at another version than its room says
+    FULL = "full"  # there is no room
 
 
 @frozen

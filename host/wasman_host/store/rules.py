@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from wasman_host.errors import InvalidArgumentError
-from wasman_host.store.protocol import CLOSED, OPEN, Columns, Filter, Lost, Status, Step, Unread, Won
+from wasman_host.store.protocol import CLOSED, OPEN, Columns, Filter, Lost, Sent, Status, Step, Unread, Won
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ __all__ = [
     "matches",
     "opened_twice",
     "step_verdict",
+    "turned_away",
     "verdict",
 ]
 
@@ -106,6 +107,16 @@ def check_message(message: Message) -> None:
     _check_key(message.key)
     if not message.id:
         raise InvalidArgumentError(f"message for {message.key}: it needs an id")
+
+
+def turned_away(message: Message, version: int, unread: int) -> Sent | None:
+    """Why a new message is not accepted by an instance at `version` with `unread` messages; None where it is."""
+    room = message.room
+    if room is None:
+        return None
+    if room.version not in {0, version}:
+        return Sent.MOVED
+    return Sent.FULL if unread >= room.unread else None
 
 
 def step_verdict(step: Step, found: tuple[str, int, str, int] | None) -> Won | Lost | None:

@@ -58,6 +58,7 @@ from wasman_host.store.rules import (
     cursor_after,
     opened_twice,
     step_verdict,
+    turned_away,
     verdict,
 )
 from wasman_host.store.sqlite_file import connected, explained, identity
@@ -473,10 +474,13 @@ class SqliteStore(Store, Transactions):
         row = db.execute(sql.RECEIVER, (key.tenant, key.id)).fetchone()
         if row is None or not row[2]:
             return Sent.ABSENT
-        number, status, _, run = row
+        number, status, _, run, version, unread = row
+        refused = turned_away(message, version, unread)
         if Status(status) in CLOSED or (message.run and message.run != run):
+            refused = Sent.CLOSED
+        if refused is not None:
             is_sent = db.execute(sql.IS_SENT, (key.tenant, key.id, message.id)).fetchone()
-            return Sent.DUPLICATE if is_sent else Sent.CLOSED
+            return Sent.DUPLICATE if is_sent else refused
         letter = (key.tenant, key.id, message.id, message.kind, message.body, self.now())
         if not db.execute(sql.SEND, letter).rowcount:
             return Sent.DUPLICATE

@@ -60,7 +60,7 @@ MODULE = "select data from module where sha256 = ?"
 PUT_IMAGE = "insert into image (name, data) values (?, ?) on conflict do nothing"
 IMAGE = "select data from image where name = ?"
 
-RECEIVER = "select number, status, workflow, run from instance where tenant = ? and id = ?"
+RECEIVER = "select number, status, workflow, run, version, mail from instance where tenant = ? and id = ?"
 SEND = """insert into mail (tenant, id, message, kind, body, sent) values (?, ?, ?, ?, ?, ?)
     on conflict do nothing"""
 IS_SENT = "select 1 from mail where tenant = ? and id = ? and message = ?"

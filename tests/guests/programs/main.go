@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	crypto "crypto/rand"
+	"encoding/hex"
 	"io"
 	"math/rand"
 	"strconv"
@@ -28,9 +30,10 @@ var (
 	_ = wasman.Workflow("fanout", fanout)
 	_ = wasman.Workflow("wide", wide)
 	_ = wasman.Workflow("anything", func(_ context.Context, given any) (any, error) { return given, nil })
-	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
 	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
+	_ = wasman.Workflow("draws", draws)
+	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
 
@@ -315,3 +318,16 @@ func cancels(ctx context.Context, name string) (out string, err error) {
 }
 
 func main() {}
+
+// draws tells random numbers, by where they come from.
+func draws(context.Context, wasman.None) (map[string]string, error) {
+	var bytes [16]byte
+	if _, err := crypto.Read(bytes[:]); err != nil {
+		return nil, err
+	}
+	return map[string]string{
+		"crypto/rand": hex.EncodeToString(bytes[:]),
+		"Rand":        strconv.FormatInt(wasman.Rand().Int63(), 16),
+		"UUID":        wasman.UUID(),
+	}, nil
+}

@@ -3,7 +3,6 @@ package codec
 import (
 	"reflect"
 	"strings"
-	"sync"
 )
 
 // field is a member of a struct as JSON shows it.
@@ -15,51 +14,63 @@ type field struct {
 	tagged    bool
 }
 
-type fields struct {
+type members struct {
 	list   []field
-	byName map[string]int
+	hidden bool // it holds something, and shows nothing of it
 }
 
-var (
-	known     = map[reflect.Type]*fields{}
-	knownLock sync.Mutex // tests run goroutines at the same time; guests do not
-)
-
-// fieldsOf tells the members of a struct, embedded ones' as their own, by Go's rules of who hides whom.
-func fieldsOf(t reflect.Type) *fields {
-	knownLock.Lock()
-	defer knownLock.Unlock()
-	if found := known[t]; found != nil {
-		return found
+// find is the member of a name, or nil; likely is where it stands where JSON has the order of the struct.
+func (m *members) find(name string, likely int) *field {
+	if likely < len(m.list) && m.list[likely].name == name {
+		return &m.list[likely]
 	}
-	all := collect(t, nil, nil)
-	found := &fields{byName: make(map[string]int, len(all))}
-	for _, f := range all {
-		if winner, ok := dominant(all, f.name); ok && sameWay(winner.index, f.index) {
-			found.byName[f.name] = len(found.list)
-			found.list = append(found.list, f)
+	for i := range m.list {
+		if m.list[i].name == name {
+			return &m.list[i]
 		}
 	}
-	known[t] = found
-	return found
-}
-
-// find gives the member that a name in JSON means, exactly or else whatever its case; nil where there is none.
-//
-//go:noinline
-func (f *fields) find(name string) *field {
-	if i, ok := f.byName[name]; ok {
-		return &f.list[i]
-	}
-	for i := range f.list {
-		if strings.EqualFold(f.list[i].name, name) {
-			return &f.list[i]
+	for i := range m.list {
+		if strings.EqualFold(m.list[i].name, name) {
+			return &m.list[i]
 		}
 	}
 	return nil
 }
 
-// dominant is the one of all fields called name that is nearest, and among those the one that is tagged so.
+func hidden(t reflect.Type) string {
+	return "JSON would hold nothing of a " + t.String() + ": its fields are not exported; export them, or give it MarshalJSON and UnmarshalJSON"
+}
+
+var (
+	known     = map[reflect.Type]*members{}
+	knownLock lock
+)
+
+// membersOf tells the members of a struct, embedded ones' as their own, by Go's rules of who hides whom.
+func membersOf(t reflect.Type) *members {
+	knownLock.Lock()
+	found := known[t]
+	if found == nil {
+		found = findMembers(t)
+		known[t] = found
+	}
+	knownLock.Unlock()
+	return found
+}
+
+func findMembers(t reflect.Type) *members {
+	all, left := collect(t, nil, nil)
+	found := &members{}
+	for _, f := range all {
+		if winner, ok := dominant(all, f.name); ok && sameWay(winner.index, f.index) {
+			found.list = append(found.list, f)
+		}
+	}
+	found.hidden = len(found.list) == 0 && !left && t.Size() > 0
+	return found
+}
+
+// dominant is the one of all members called name that is nearest, and among those the one that is tagged so.
 func dominant(all []field, name string) (field, bool) {
 	var best field
 	count := 0
@@ -89,18 +100,19 @@ func sameWay(a, b []int) bool {
 	return true
 }
 
-func collect(t reflect.Type, way []int, within []reflect.Type) []field {
+// collect lists what a struct and those it embeds have; left is whether a field is left out on purpose, by its tag.
+func collect(t reflect.Type, way []int, within []reflect.Type) (all []field, left bool) {
 	for _, outer := range within {
 		if outer == t {
-			return nil // it embeds itself
+			return nil, false // it embeds itself
 		}
 	}
 	within = append(within, t)
-	var all []field
 	for i := range t.NumField() {
 		f := t.Field(i)
 		tag := f.Tag.Get("json")
 		if tag == "-" {
+			left = true
 			continue
 		}
 		name, options, _ := strings.Cut(tag, ",")
@@ -111,7 +123,8 @@ func collect(t reflect.Type, way []int, within []reflect.Type) []field {
 		}
 		if f.Anonymous && name == "" && inner.Kind() == reflect.Struct && inner != timeType {
 			if f.PkgPath == "" || f.Type.Kind() == reflect.Struct {
-				all = append(all, collect(inner, index, within)...)
+				more, also := collect(inner, index, within)
+				all, left = append(all, more...), left || also
 			}
 			continue
 		}
@@ -134,7 +147,7 @@ func collect(t reflect.Type, way []int, within []reflect.Type) []field {
 		}
 		all = append(all, one)
 	}
-	return all
+	return all, left
 }
 
 func isPlain(k reflect.Kind) bool {
