@@ -21,6 +21,8 @@ TINYGO = {
         "-stack-size=16KB",
         "-opt=z",
         NO_DEBUG,
+        # TinyGo's heap would end with the last page of its data, and a run's first turn would collect more than once.
+        "-ldflags=-extldflags=--initial-heap=131072",
     ),
     "v0": (
         "-target=wasip1",
