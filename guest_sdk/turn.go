@@ -34,6 +34,7 @@ var run struct {
 	told   bool   // whether somebody asked for that
 	ended  bool
 	info   Info
+	input  []byte // until the workflow has it
 	block  abi.Block
 	in     [inboxSize]byte
 	out    []byte
@@ -181,16 +182,21 @@ func start(flags uint16, frame []byte) {
 	if err := codec.Unmarshal(info, &run.info); err != nil {
 		panic("wasman: the host's word of the run makes no sense: " + err.Error())
 	}
-	input := body(abi.Input, flags, frame[at:])
+	run.input = body(abi.Input, flags, frame[at:])
 	run.ctx, run.cancel = context.WithCancelCause(context.Background())
-	go func() {
-		workflow, err := chosen(run.info.Entry, run.info.Workflow)
-		var result []byte
-		if err == nil {
-			result, err = workflow(run.ctx, input)
-		}
-		end(result, err)
-	}()
+	launch()
+}
+
+// live is the workflow, from its begin to its end. It runs in a goroutine.
+func live() {
+	workflow, err := chosen(run.info.Entry, run.info.Workflow)
+	input := run.input
+	run.input = nil
+	var result []byte
+	if err == nil {
+		result, err = workflow(run.ctx, input)
+	}
+	end(result, err)
 }
 
 func end(result []byte, err error) {

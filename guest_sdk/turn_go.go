@@ -43,6 +43,8 @@ func drain() int64 {
 	return idleDeadline()
 }
 
+func launch() { go live() }
+
 //go:wasmexport wasman_abi
 func exportVersion() int32 { return version }
 

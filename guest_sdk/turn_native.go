@@ -9,7 +9,8 @@ import (
 	"wasman.dev/guest/internal/codec"
 )
 
-func asked() { abi.Host.Asked() }
+func launch() { go live() }
+func asked()  { abi.Host.Asked() }
 
 func mayAsk(name string) {
 	if abi.Host == nil {

@@ -91,18 +91,26 @@ func watch() {
 	}
 }
 
+// launch has nothing to do: the goroutine of the workflow comes behind the sentinel, which is told that the run begins.
+func launch() {}
+
 //export wasman_abi
 func exportVersion() int32 { return version }
 
+// exportBlock prepares what every run begins with: the host keeps memory as this leaves it, once for all of them. Stacks
+// that are made here cost a run no time and, until they are used, no pages.
+//
 //export wasman_block
-func exportBlock() uint32 { return introduce() }
+func exportBlock() uint32 {
+	go watch()
+	go live()
+	return introduce()
+}
 
 //export wasman_turn
 func exportTurn(n uint32) int32 {
 	given = n
-	if sentinel == nil {
-		go watch()
-	} else {
+	if sentinel != nil { // else it is about to run for the first time
 		scheduleTask(sentinel)
 	}
 	scheduler(true)

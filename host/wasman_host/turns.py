@@ -207,21 +207,29 @@ class Turns:
                         problem = self._problem
                 except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
                     problem = error
-                tasks.cancel_scope.cancel()
+                if self._running:
+                    tasks.cancel_scope.cancel()
         self._tasks = None
         await self._settle(problem)
 
     async def _go_on(self) -> None:
         """Deliver until the run has ended, or until another task does."""
-        while self.operations.end is None:
-            alone = self._begin_calls()
-            if alone is not None:
-                role, self._alone = self._role, alone.asked.number
-                self._instance.rests()
-                await self._perform(alone)
-                if role != self._role:
-                    return
-            await self._deliver(*await self._happened())
+        # One scope for the calls that this task makes itself, one after the other: it is only ever cancelled in a call
+        # from which another task has taken over, so that this one has nothing else to do.
+        with anyio.CancelScope() as scope:
+            call = _ConcurrentCall(self, self._instance)
+            while self.operations.end is None:
+                alone = self._begin_calls()
+                if alone is not None:
+                    role, self._alone = self._role, alone.number
+                    self._running[alone.number] = scope
+                    self._instance.rests()
+                    await self._make(call, alone)
+                    if role != self._role:
+                        return
+                await self._deliver(*await self._happened())
+        if scope.cancelled_caught:
+            self._cut(call.asked)
 
     async def _take_over(self) -> None:
         """Deliver, because the task that did is in a call."""
@@ -500,8 +508,9 @@ class Turns:
         now = instance.now()
         under_way = [(asked.number, asked.name) for asked in operations.calls()] if machine.takeovers else ()
         await self.commit(lambda: machine.delivered(logged, now, cancel, under_way))
-        if any(one.payload is not None and (one.payload.data is None or one.payload.codec) for one in deliveries):
-            return [await self._loaded(one) for one in deliveries]
+        for one in deliveries:
+            if one.payload is not None and (one.payload.data is None or one.payload.codec):
+                return [await self._loaded(each) for each in deliveries]
         return deliveries
 
     def _count_ticks(self, deliveries: Sequence[Delivery]) -> None:
@@ -530,31 +539,30 @@ class Turns:
 
     # Calls
 
-    def _begin_calls(self, *, alone: bool = True) -> _ConcurrentCall | None:
+    def _begin_calls(self, *, alone: bool = True) -> Asked | None:
         """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""
-        operations = self.operations
+        operations, running = self.operations, self._running
         for number in operations.cancelled:
-            if number in self._running:
-                self._running[number].cancel()
-        if len(self._running) >= len(operations.open):
+            if number in running:
+                running[number].cancel()
+        if len(running) >= len(operations.open):
             return None
-        waiting = {delivery.operation for delivery in self._ready}
+        known = {*running, *(delivery.operation for delivery in self._ready)} if running or self._ready else ()
         assert self._tasks is not None, "calls are made while the run goes on"
         self._unregistered.clear()
         for asked in operations.calls():
-            if asked.number in self._running or asked.number in waiting:
+            if asked.number in known:
+                continue
+            if asked.number in operations.cancelled:
+                self._cut(asked)
                 continue
             if self._instance.activity(asked.name) is None:
                 self._unregistered.add(asked.name)
                 continue
-            call = _ConcurrentCall(self, self._instance, asked)
-            call.calls.check(asked)
-            self._running[asked.number] = call.scope
-            if asked.number in operations.cancelled:
-                call.scope.cancel()
             if alone and len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
-                return call
-            self._tasks.start_soon(self._perform, call)
+                return asked
+            scope = running[asked.number] = anyio.CancelScope()
+            self._tasks.start_soon(self._perform, asked, scope)
         return None
 
     @property
@@ -562,18 +570,19 @@ class Turns:
         """Whether something is to be looked at before anything is waited for."""
         return bool(self._ready or self._mail or self._evicting or self._problem or self._instance.cancel)
 
-    async def _perform(self, call: _ConcurrentCall) -> None:
-        asked = call.asked
+    async def _perform(self, asked: Asked, scope: anyio.CancelScope) -> None:
+        """A call in a task of its own."""
+        with scope:
+            await self._make(_ConcurrentCall(self, self._instance), asked)
+        if scope.cancelled_caught:
+            self._cut(asked)
+
+    async def _make(self, call: _ConcurrentCall, asked: Asked) -> None:
+        """Make a call, and have its answer delivered."""
+        call.asked = asked
         try:
-            delivery: Delivery | None = None
-            with call.scope:
-                delivery = await call.calls.perform(asked.number, asked, asked.asked)
-            if delivery is None:
-                known = self._machine.open_operation(asked.number)
-                attempt = known.attempts if known is not None else 0
-                failure = Failure(CANCELLED, "the guest has cancelled it", None, asked.name, attempt)
-                delivery = Delivery("failed", asked.number, failure=failure)
-            self._ready.append(delivery)
+            call.calls.check(asked)
+            self._ready.append(await call.calls.perform(asked.number, asked, asked.asked))
         except Exception as error:  # noqa: BLE001  the run's own task raises it
             self._problem = error
         finally:
@@ -581,6 +590,13 @@ class Turns:
             if self._alone == asked.number:
                 self._alone = None
             self.stir()
+
+    def _cut(self, asked: Asked) -> None:
+        """Have the guest be told that the call that it has cancelled was cut short."""
+        known = self._machine.open_operation(asked.number)
+        attempt = known.attempts if known is not None else 0
+        failure = Failure(CANCELLED, "the guest has cancelled it", None, asked.name, attempt)
+        self._ready.append(Delivery("failed", asked.number, failure=failure))
 
     async def _wait_for_worker(self) -> None:
         """Nobody here has some of the activities: the instance is given up for a while, for whoever has them."""
@@ -618,14 +634,19 @@ class Turns:
 
 
 class _ConcurrentCall:
-    """What `Calls` need of a run whose calls are made beside each other."""
+    """What `Calls` need of a run whose calls are made beside each other.
 
-    __slots__ = ("_instance", "_turns", "asked", "calls", "scope")
+    Attributes:
+        asked: The call that is made.
+        calls: What makes it.
+    """
 
-    def __init__(self, turns: Turns, instance: Instance, asked: Asked) -> None:
-        self._turns, self._instance, self.asked = turns, instance, asked
+    __slots__ = ("_instance", "_turns", "asked", "calls")
+
+    def __init__(self, turns: Turns, instance: Instance) -> None:
+        self._turns, self._instance = turns, instance
         self.calls = Calls(self)
-        self.scope = anyio.CancelScope()
+        self.asked: Asked
 
     @property
     def key(self) -> Key:

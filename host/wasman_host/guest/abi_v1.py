@@ -63,7 +63,7 @@ _U32 = struct.Struct("<I")
 _PULLED = 1  # flag of an event whose body is read by `result_read`
 _INPUT, _SESSION = 0xFFFFFFFF, 0xFFFFFFFE
 _MAX_WAITED = 1 << 16  # operations of one `wait`
-BLOCK = struct.Struct("<IIIIIIq")
+BLOCK = struct.Struct("<IIII8xq")
 
 
 class Block(NamedTuple):
@@ -89,8 +89,7 @@ class Block(NamedTuple):
         data = guest.view(address, BLOCK.size)
         if data is None:
             raise MalformedError(f"its block at {address:#x} is not inside its memory")
-        inbox, capacity, outbox, length, _, _, deadline = BLOCK.unpack(data)
-        return cls(inbox, capacity, outbox, length, deadline)
+        return cls(*BLOCK.unpack(data))
 
 
 class MalformedError(Exception):

@@ -109,27 +109,30 @@ class _Function:
     """An exported function, and what the C API needs of a call of it.
 
     Attributes:
-        args: A place for each argument, its kind said.
-        params: Their kinds.
-        results: A place for each result.
-        kinds: Their kinds.
+        args: The integer of each argument; what does not fit is cut to its width.
+        results: That of each result.
         call: Addresses and counts, as `capi.call_async` wants them.
     """
 
-    __slots__ = ("_export", "_places", "args", "call", "kinds", "params", "results")
+    __slots__ = ("_export", "_places", "args", "call", "results")
 
     def __init__(self, export: capi.Extern, function: Function) -> None:
-        self.params = [_KINDS[kind] for kind in function.params]
-        self.kinds = [_KINDS[kind] for kind in function.results]
-        given = (capi.Value * max(1, len(self.params)))()
-        got = (capi.Value * max(1, len(self.kinds)))()
-        self.args = [given[place] for place in range(len(self.params))]
-        self.results = [got[place] for place in range(len(self.kinds))]
-        for value, kind in zip(self.args, self.params, strict=True):
+        params, kinds = ([_KINDS[kind] for kind in each] for each in (function.params, function.results))
+        given = (capi.Value * max(1, len(params)))()
+        got = (capi.Value * max(1, len(kinds)))()
+        for value, kind in zip(given, params, strict=False):
             value.kind = ctypes.c_uint8(kind)
+        self.args, self.results = _integers(given, params), _integers(got, kinds)
         self._export, self._places = export, (given, got)  # whose addresses follow
-        count, results = len(self.params), len(self.kinds)
-        self.call = (addressof(export.of.func), addressof(given), count, addressof(got), results)
+        self.call = (addressof(export.of.func), addressof(given), len(params), addressof(got), len(kinds))
+
+
+def _integers(places: ctypes.Array[capi.Value], kinds: Sequence[int]) -> list[ctypes.c_int32 | ctypes.c_int64]:
+    """The integers in values of these kinds, where they are: reading a union costs more than a turn of a guest may."""
+    return [
+        (ctypes.c_int32 if kind == 0 else ctypes.c_int64).from_address(addressof(place.of))
+        for place, kind in zip(places, kinds, strict=False)
+    ]
 
 
 class Guest:
@@ -292,11 +295,8 @@ class Guest:
         if found is None:
             found = self._functions[name] = _Function(self._export(name), self.module.exports[name])
         self._function = found
-        for value, kind, given in zip(found.args, found.params, args, strict=True):
-            if kind == 0:
-                value.of.i32 = ctypes.c_int32(given).value
-            else:
-                value.of.i64 = ctypes.c_int64(given).value
+        for place, given in zip(found.args, args, strict=True):
+            place.value = given
         self._future = capi.call_async(self._context, *found.call, addressof(self._problems), self._error)
 
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
@@ -342,13 +342,7 @@ class Guest:
         if stopping is not None:
             raise stopping
         if problem is None:
-            function = self._function
-            return Ended(
-                [
-                    value.of.i32 if kind == 0 else value.of.i64
-                    for value, kind in zip(function.results, function.kinds, strict=True)
-                ]
-            )
+            return Ended([result.value for result in self._function.results])
         _, _, rest = problem.partition("wasm backtrace:")
         backtrace, _, cause = rest.partition("Caused by:")
         frames = backtrace.strip("\n").rstrip()
