@@ -474,6 +474,11 @@ async def test_a_call_that_was_cancelled_before_it_began_is_answered(lab: Memory
     assert await lab.complete(answers("slow", slow)) == 1
 
 
+async def test_a_cancelled_call_that_no_worker_can_make_is_answered(lab: MemoryLab) -> None:
+    await lab.start(turning(Turn(call(0, "unknown") + cancel(0)), Turn(complete(b"1"))))
+    assert await lab.complete(Ledger().activity()) == 1
+
+
 def test_what_an_initialisation_panics_with_is_said() -> None:
     said = "panic: wasman: two workflows are registered as 'a'\\0a"
     data = wat.module(

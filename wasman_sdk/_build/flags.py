@@ -22,7 +22,7 @@ TINYGO = {
         "-opt=z",
         NO_DEBUG,
         # TinyGo's heap would end with the last page of its data, and a run's first turn would collect more than once.
-        "-ldflags=-extldflags=--initial-heap=131072",
+        "-ldflags=-extldflags=--initial-heap=65536",
     ),
     "v0": (
         "-target=wasip1",
