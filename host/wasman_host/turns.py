@@ -192,6 +192,7 @@ class Turns:
         problem: Exception | None = None
         try:
             await self._repeat()
+            await self._keep_in_time()
         except GuestEnded as ended:
             problem = ended
         if problem is None and self.operations.end is None:
@@ -480,15 +481,14 @@ class Turns:
 
     async def _deliver(self, deliveries: list[Delivery], cancel: Cancel | None) -> None:
         """Make it durable, then give it to the guest."""
-        instance, operations = self._instance, self.operations
+        instance = self._instance
         deliveries = await self._committed(deliveries, cancel)
         if instance.guest is None:
             await instance.revive()
         await self._turn(deliveries)
         await instance.heed()
         self._count_ticks(deliveries)
-        if operations.end is None and instance.keeps(self._turns, self._spent):
-            await self.keep()
+        await self._keep_in_time()
 
     async def _committed(self, deliveries: list[Delivery], cancel: Cancel | None) -> list[Delivery]:
         """Make it durable; what the guest is to be given."""
@@ -615,6 +615,11 @@ class Turns:
             return
         await instance.keep({"turns": self.operations.state(self.exchange)}, self.commit)
         self._turns, self._spent = 0, 0.0
+
+    async def _keep_in_time(self) -> None:
+        """Keep it where it has done so much since the last time that nobody should do it again."""
+        if self.operations.end is None and self._instance.keeps(self._turns, self._spent):
+            await self.keep()
 
     async def _give_memory_up(self) -> None:
         """Keep the guest and close it; where nothing is under way, the store has the instance until something is."""

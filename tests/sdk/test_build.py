@@ -181,7 +181,7 @@ def test_tinygo_beside_a_go_that_it_does_not_take_takes_the_packaged_one(
     packaged = program(tmp_path / "package" / "go" / "bin" / "go", "echo go1.25.5")
     monkeypatch.setattr(compilers, "_packaged_go", lambda: str(packaged))
     found = compilers.find_compiler()
-    assert (found.version, found.go) == ("TinyGo 0.39.0", "/there/bin/go")
+    assert (found.version, found.go) == ("TinyGo 0.39.0 with Go 1.25.5", "/there/bin/go")
     assert found.environment["PATH"].startswith(f"{packaged.parent}{os.pathsep}")
 
 

@@ -98,7 +98,9 @@ def find_tinygo() -> Compiler:
             raise NoCompilerError(message)
     environment |= _optimiser(_output([program, "env", "TINYGOROOT"], environment))
     go = str(Path(_output([program, "env", "GOROOT"], environment)) / "bin" / "go")
-    return Compiler("tinygo", f"TinyGo {TINYGO_VERSION}", program, go, environment, TINYGO, ("-target=wasip1",))
+    _, _, release = told.partition("go version go")
+    version = f"TinyGo {TINYGO_VERSION} with Go {release.split()[0].rstrip(')')}"
+    return Compiler("tinygo", version, program, go, environment, TINYGO, ("-target=wasip1",))
 
 
 def find_go() -> Compiler:
