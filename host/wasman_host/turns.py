@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -462,15 +463,16 @@ class Turns:
 
     async def _signals(self, room: int) -> list[Delivery]:
         """Signals that were kept, for receives that wait for them: the oldest first."""
-        kept = self._machine.record.signals
-        found: list[Delivery] = []
-        if not kept:
+        receives, kept = self.operations.receives(), self._machine.record.signals
+        if not receives or not kept:
             return []
-        taken: set[str] = set()
-        for asked in self.operations.receives():
-            signal = next((one for one in kept if one.name == asked.name and one.message not in taken), None)
-            if signal is not None and len(found) < room:
-                taken.add(signal.message)
+        by_name: dict[str, deque[KeptSignal]] = defaultdict(deque)
+        for signal in kept:
+            by_name[signal.name].append(signal)
+        found: list[Delivery] = []
+        for asked in receives:
+            if len(found) < room and by_name[asked.name]:
+                signal = by_name[asked.name].popleft()
                 payload = signal.payload
                 if payload.data is None:
                     payload = await self._instance.loaded(payload)
