@@ -62,7 +62,7 @@ def evicts_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @COMPILERS
 async def test_the_order_saga_is_approved(disk: SqliteLab, compiler: str) -> None:
     ledger = Ledger()
-    await disk.start(guest("saga", compiler), ORDER, entry="order")
+    await disk.start(guest("order", compiler), ORDER, entry="order")
     async with disk.worker(*saga(ledger)):
         await disk.signal("approve", {"ok": True})
         assert await disk.result() == {"tracking": "T"}
@@ -72,7 +72,7 @@ async def test_the_order_saga_is_approved(disk: SqliteLab, compiler: str) -> Non
 @COMPILERS
 async def test_the_order_saga_is_rejected_and_undone(lab: MemoryLab, compiler: str) -> None:
     ledger = Ledger()
-    await lab.start(guest("saga", compiler), ORDER, entry="order")
+    await lab.start(guest("order", compiler), ORDER, entry="order")
     async with lab.worker(*saga(ledger)):
         await lab.signal("approve", {"ok": False})
         found = await lab.ended()
@@ -84,7 +84,7 @@ async def test_the_order_saga_is_rejected_and_undone(lab: MemoryLab, compiler: s
 
 async def test_a_cancelled_saga_compensates_under_a_context_that_is_not_cancelled(lab: MemoryLab) -> None:
     ledger = Ledger()
-    await lab.start(guest("saga", "tinygo"), ORDER, entry="order")
+    await lab.start(guest("order", "tinygo"), ORDER, entry="order")
     async with lab.worker(*saga(ledger)):
         while names(ledger) != ["charge"]:
             await anyio.sleep(0.01)
@@ -108,7 +108,7 @@ async def test_a_run_that_waits_is_handed_back_and_goes_on_in_the_middle(
 
     monkeypatch.setattr(turns.Turns, "_turn", counted)
     ledger = Ledger()
-    await lab.start(guest("saga", compiler), ORDER, entry="order")
+    await lab.start(guest("order", compiler), ORDER, entry="order")
     async with lab.worker(*saga(ledger)):
         found = await lab.until(Status.WAITING, reason="waits for signal 'approve', nothing to do until")
         assert found.stored.columns.owner is None
@@ -196,7 +196,7 @@ async def test_the_attempts_that_a_call_asks_for_are_made(lab: MemoryLab) -> Non
         ledger.note(call)
         raise ApplicationError("no", type="Declined")
 
-    await lab.start(guest("saga", "tinygo"), ORDER, entry="order")  # its charge asks for 5
+    await lab.start(guest("order", "tinygo"), ORDER, entry="order")  # its charge asks for 5
     async with lab.worker(answers("charge", fails, retry=Retry(initial_interval=0.0, maximum_attempts=1))):
         found = await lab.ended()
     assert ledger.attempts == [1, 2, 3, 4, 5]
@@ -252,7 +252,7 @@ async def test_a_ticker_that_nobody_stops_is_warned_of(
 
 
 async def test_a_workflow_that_is_not_registered_fails_the_run_and_says_which_are(lab: MemoryLab) -> None:
-    await lab.start(guest("saga", "tinygo"), ORDER, entry="odrer")
+    await lab.start(guest("order", "tinygo"), ORDER, entry="odrer")
     async with lab.worker():
         found = await lab.ended()
     assert found.record is not None
@@ -263,7 +263,7 @@ async def test_a_workflow_that_is_not_registered_fails_the_run_and_says_which_ar
 
 
 async def test_an_input_that_does_not_fit_fails_the_run(lab: MemoryLab) -> None:
-    await lab.start(guest("saga", "tinygo"), {"id": 7}, entry="order")
+    await lab.start(guest("order", "tinygo"), {"id": 7}, entry="order")
     async with lab.worker():
         found = await lab.ended()
     assert found.record is not None

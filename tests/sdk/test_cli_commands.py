@@ -357,7 +357,7 @@ def test_inspect_tells_what_a_module_is_and_how_it_comes_back(command: Command) 
 
 
 def test_inspect_tells_that_a_guest_of_turns_goes_on_in_its_memory(command: Command) -> None:
-    found = command("inspect", str(ROOT / "tests/guests/saga_tinygo.wasm"), "--json").json
+    found = command("inspect", str(ROOT / "samples/order_saga/order.wasm"), "--json").json
     assert (found["abi"], found["entry"], found["problem"], found["unknown"]) == ("v1", "wasman_turn", "", [])
     assert found["comeback"]["how"] == "memory"
     assert found["image"] > 0

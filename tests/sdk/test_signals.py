@@ -63,7 +63,7 @@ async def ship(order: Order) -> dict[str, str]:
 
 APPROVE = Signal("approve", Approval)
 MAIL = Signal("mail", str)
-ORDERS: Workflow[Order, dict[str, str]] = Workflow("order", Order, dict[str, str], module=guest("saga", "tinygo"))
+ORDERS: Workflow[Order, dict[str, str]] = Workflow("order", Order, dict[str, str], module=guest("order", "tinygo"))
 RECEIVES: Workflow[int, list[str]] = Workflow(
     "receives", int, list[str], module=guest("programs", "tinygo"), entry="receives"
 )
