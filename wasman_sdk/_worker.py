@@ -71,6 +71,7 @@ class Worker:
         max_activities: int | None = None,
         max_sync_activities: int = 40,
         archive: int | None = None,
+        snapshot_turns: int = 32,
         graceful_shutdown_timeout: timedelta = timedelta(seconds=10),
         lease_seconds: float = 10.0,
         tune_gc: bool = True,
@@ -104,6 +105,9 @@ class Worker:
             max_sync_activities: How many sync activities run at once, in threads of this worker's own.
             archive: How many log entries of a run are kept that it needs no more, the newest ones, for `history`; None
                 for all, as long as the instance is there.
+            snapshot_turns: After how many turns, or answers, a guest that waits is kept by a snapshot: so many are
+                repeated after a crash, at most. It is kept after 50 ms of its processor time anyway. Guests that are
+                replayed, and those that say themselves when they are kept, do not care.
             graceful_shutdown_timeout: When the worker is left in order, how long activities that have begun may take to
                 end, so that their answers are kept; what has not ended then begins again elsewhere.
             lease_seconds: After this time without a sign of life others take over.
@@ -122,7 +126,7 @@ class Worker:
         self._queues = tuple(queues)
         self._max_instances = max_instances
         self._residency = Residency(max_guests, max_guest_memory)
-        self._snapshots = SnapshotPolicy(archive=archive)
+        self._snapshots = SnapshotPolicy(turns=snapshot_turns, archive=archive)
         self._lease = lease_seconds
         if max_activities is not None and max_activities < 1:
             message = f"max_activities is a number from 1 on, or None for no limit, not {max_activities!r}"

@@ -51,6 +51,8 @@ class GivenUp(Exception):  # noqa: N818  not an error: the guest needs no more d
 class Run(Protocol):
     """What calls need of the instance that makes them."""
 
+    __slots__ = ()
+
     @property
     def key(self) -> Key:
         """Which instance it is."""

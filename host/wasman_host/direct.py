@@ -31,7 +31,8 @@ from wasman_host.errors import (
 from wasman_host.guest.abi_v0 import Call
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Trapped
-from wasman_host.instance import HOST, Instance, integers_fit
+from wasman_host.host_calls import HOST
+from wasman_host.instance import Instance, integers_fit
 from wasman_host.machine import Machine, Proposal, create
 from wasman_host.mail import ending
 from wasman_host.payload import Payload

@@ -13,7 +13,6 @@ kept before that, in the middle of its call, and goes on there: nothing of it ru
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -26,7 +25,7 @@ from attrs import evolve
 
 from wasman_host.archive import Archive
 from wasman_host.blocking import Blocking
-from wasman_host.calls import Calls, GivenUp, respond
+from wasman_host.calls import Calls, GivenUp
 from wasman_host.checkpoints import Checkpoints
 from wasman_host.codec import encoded
 from wasman_host.errors import (
@@ -34,7 +33,6 @@ from wasman_host.errors import (
     ConcurrentExecutionError,
     CorruptSnapshotError,
     Failure,
-    GuestLimitError,
     GuestTimeoutError,
     InputMismatchError,
     InvalidModuleError,
@@ -48,11 +46,11 @@ from wasman_host.guest.asyncify import Suspended
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.memory import Baseline
-from wasman_host.guest.wasi import Sleep
 from wasman_host.guest.world import World
+from wasman_host.host_calls import HostCalls
 from wasman_host.machine import Machine, Proposal, Terminating
 from wasman_host.mail import DamagedMailError, cancel_in, ending, signals_in
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, encode_tail
+from wasman_host.oplog import EMPTY_CHAIN, Entry, encode_tail
 from wasman_host.past import Past
 from wasman_host.payload import Payload
 from wasman_host.reasons import exceeded, panicked, with_command
@@ -73,19 +71,17 @@ if TYPE_CHECKING:
     from wasman_host.record import Cancel, KeptSignal, Record
     from wasman_host.store.protocol import Claim, Message
 
-__all__ = ["HOST", "Instance", "integers_fit"]
+__all__ = ["Instance", "integers_fit"]
 
 logger = logging.getLogger("wasman.instance")
 
 _MOVES = (abi_v0.Download, abi_v0.Upload, abi_v1.StreamRead, abi_v1.StreamWrite)
 _POLITE = 64  # host calls that wait for nothing between two turns of the event loop
-_REFUSED = 10  # host calls whose refusal is logged: a guest may repeat them as fast as it can
 _HEARD = 10_000  # messages that are known to have been taken off the mail
 _NOTHING: frozenset[str] = frozenset()
 _TO_REST = 1.0  # seconds of processor time after which a guest that computes is no longer waited for
 _HOLD = 5.0  # seconds that a blocked run is held for mail that does not end it: it could be claimed again at once
 _STORE_PAUSE = 0.5  # seconds between two looks at a store that does not answer
-HOST = "wasman."  # begins the host's own names
 _ENDS: Mapping[Status, EventKind] = {
     Status.COMPLETED: "completed",
     Status.FAILED: "failed",
@@ -141,13 +137,13 @@ class Instance:
         "_entry",
         "_handing_back",
         "_heard",
+        "_host_calls",
         "_interrupt_due",
         "_leaving",
         "_module",
         "_nonce",
         "_origin",
         "_reentrant",
-        "_refused",
         "_scope",
         "_store",
         "_stored",
@@ -196,7 +192,6 @@ class Instance:
         self._blocking: BlockedError | None = None
         self._leaving = False
         self._handing_back: int | None = None  # until when nothing happens
-        self._refused = 0
         self._waits = False
         self._until: int | None = None
         self._ahead: Proposal | None = None  # true already, and made durable together with what comes next
@@ -209,6 +204,7 @@ class Instance:
         self._heard = _NOTHING
         self._calls = Calls(self)
         self._streams = SessionStreams(engine.streams, self.require_lease)
+        self._host_calls = HostCalls(self, self._calls, self._streams)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -598,7 +594,7 @@ class Instance:
         elif origin is not None and (initialised or self._reentrant):
             image = origin.image
         guest = self.guest = Guest(module, world, machine.pinned.limits.guest, image)
-        guest.transfer = self._transfer
+        guest.transfer = self._host_calls.transfer
         if self.turns is not None:
             guest.exchange, world.turns = self.turns.exchange, module.turns
         self._engine.residents.enters(self)
@@ -779,121 +775,12 @@ class Instance:
             return Failure("GuestExit", f"the guest exited with code {outcome.code}")
         return Failure("GuestTrap", outcome.message, backtrace=outcome.backtrace)
 
+    def _answer(self, guest: Guest, request: Request) -> Awaitable[int]:
+        return self._host_calls.answer(guest, request)
+
     def _output(self, stream: int, line: str) -> None:
         if not self.machine.replaying:
             self.log.info("%s: %s", "stdout" if stream == 1 else "stderr", line)
-
-    # Answering host calls
-
-    def _answer(self, guest: Guest, request: Request) -> Awaitable[int]:
-        """What the host call that the guest is parked in returns."""
-        # Without a frame of its own for activities: thousands of instances may wait here.
-        if type(request) is abi_v0.Call and not request.name.startswith(HOST):
-            return self._calls.answer(guest, request)
-        return self._answer_else(guest, request)
-
-    async def _answer_else(self, guest: Guest, request: Request) -> int:  # noqa: PLR0911  one for each kind of call
-        match request:
-            case abi_v0.Call() as call:
-                return await self._host_call(guest, call)
-            case abi_v0.Download(view=view):
-                moved = await self._streams.download(self.machine, view)
-                if moved is None:
-                    return self._refuse(
-                        "NoSource", "the session has no source, or several and none of them is called 'download'"
-                    )
-                return moved
-            case abi_v0.Upload(view=view):
-                if view and self.machine.upload_closed:
-                    return self._refuse("SinkClosed", "the guest has closed its upload and writes to it")
-                moved = await self._streams.upload(self.machine, view)
-                if moved is None:
-                    return self._refuse(
-                        "NoSink", "the session has no sink, or several and none of them is called 'upload'"
-                    )
-                return moved
-            case abi_v0.Checkpoint():
-                replaying = self.machine.replaying
-                await self._checkpoint(guest)
-                if self._engine.checkpointed is not None and not replaying:
-                    await self._engine.checkpointed(self)
-                return 0
-            case abi_v1.StreamRead(name=name, view=view):
-                moved = await self._streams.read(self.machine, view, name)
-                return abi_v1.UNKNOWN if moved is None else moved
-            case abi_v1.StreamWrite(name=name, view=view):
-                moved = await self._streams.write(self.machine, view, name)
-                if moved is None:
-                    return abi_v1.UNKNOWN
-                return abi_v1.NOT_ALLOWED if moved < 0 else moved
-            case abi_v1.Wait() as wait:
-                assert isinstance(self.turns, Blocking), "only such guests are parked in it"
-                return await self.turns.wait(wait)
-            case Sleep() as sleep:
-                return await self._sleep(guest, sleep)
-            case abi_v0.Refused(type=kind, message=message):
-                return self._refuse(kind, message)
-            case other:
-                raise AssertionError(f"a host call parked with {other!r}")
-
-    def _transfer(self, view: memoryview, upload: bool) -> int | None:  # noqa: FBT001  a callback's arguments
-        """Move a stream's bytes while the guest runs, if they are ready."""
-        return self._streams.now(self.machine, view, upload=upload)
-
-    def _refuse(self, kind: str, message: str) -> int:
-        self.machine.last_failure = Failure(kind, message)
-        if not self.machine.replaying and self._refused < _REFUSED:
-            self._refused += 1
-            more = " (what is refused from here on is not logged)" if self._refused == _REFUSED else ""
-            self.log.warning("the guest of %s: %s%s", self.key, message, more)
-        return abi_v0.FAILED
-
-    async def _host_call(self, guest: Guest, call: abi_v0.Call) -> int:
-        """Names of the host's own: no operations, so they are neither numbered nor logged."""
-        machine = self.machine
-        match call.name.removeprefix(HOST):
-            case "input":
-                assert machine.input is not None, "every run has an input"
-                return respond(guest, call, machine.input.content)
-            case "session":
-                return respond(guest, call, machine.session.content if machine.session else b"null")
-            case "error":
-                failure = machine.last_failure
-                return respond(guest, call, json.dumps(failure.as_json() if failure else None).encode())
-            case "result":
-                limit = machine.pinned.limits.request
-                if len(call.request) > limit:
-                    message = (
-                        f"the guest of {self.key} gives a result of {len(call.request):,} bytes and may give "
-                        f"{limit:,}; raise the limit and unblock, or terminate it"
-                    )
-                    raise GuestLimitError(message, "request")
-                if not _is_json(call.request):
-                    return self._refuse("BadJSON", "wasman.result was given bytes that are not JSON")
-                machine.result = Payload.of(call.request)
-                return 0
-            case "fail":
-                early = machine.finished_early()
-                if early is not None:
-                    raise early
-                await self.fail(_failure_by_guest(call.request))
-                raise GivenUp
-        return self._refuse("UnknownName", f"{call.name!r} is none of the host's own names")
-
-    async def _sleep(self, guest: Guest, sleep: Sleep) -> int:
-        """A durable timer: it is due at the guest's own time, which a replay repeats, so nothing more is stored."""
-        machine = self.machine
-        due = machine.time + sleep.duration
-        number = machine.issue("timer", str(sleep.duration), "")
-        if await self._calls.replayed(number) is None:
-            self._calls.check_room()
-            while self.now() < due:
-                self.waiting(until=due)
-                await self.sleep_until(due)
-            await self.commit(machine.answered((Delivery("fired", number),), max(due, self.now())))
-            self.resumed()
-        guest.world.time = machine.time
-        return sleep.fired(guest)
 
     # Snapshots
 
@@ -922,6 +809,13 @@ class Instance:
         if guest is not None and checkpoints is not None and checkpoints.last is not None and snapshot is not None:
             self._engine.images.hold(snapshot.deltas[-1][1], checkpoints.restored(guest))
         self.close_guest()
+
+    async def checkpoint(self, guest: Guest) -> None:
+        """The guest has asked for a checkpoint."""
+        replaying = self.machine.replaying
+        await self._checkpoint(guest)
+        if self._engine.checkpointed is not None and not replaying:
+            await self._engine.checkpointed(self)
 
     async def _checkpoint(self, guest: Guest) -> None:
         """Keep all that can influence a re-entrant guest; for others their log is all that is needed."""
@@ -1337,20 +1231,3 @@ class Instance:
         if guest is not None:
             self._engine.residents.leaves(self)
             guest.close()
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
-
-
-def _failure_by_guest(request: bytes) -> Failure:
-    """What the guest said of its own failure; guests that send no JSON have sent the message."""
-    try:
-        given = json.loads(request)
-        return Failure(str(given.get("type") or "GuestFailure"), str(given["message"]), given.get("details"))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return Failure("GuestFailure", request.decode(errors="replace"))

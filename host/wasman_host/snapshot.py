@@ -50,6 +50,9 @@ class SnapshotPolicy:
 
     def __attrs_post_init__(self) -> None:
         """Raises `InvalidArgumentError`."""
+        if type(self.turns) is not int or self.turns < 1:
+            message = f"a guest is kept after some number of turns from 1 on, not {self.turns!r}"
+            raise InvalidArgumentError(message)
         if self.archive is not None and (type(self.archive) is not int or self.archive < 0):
             message = f"archive is how many log entries are kept, from 0 on, or None for all, not {self.archive!r}"
             raise InvalidArgumentError(message)

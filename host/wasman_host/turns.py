@@ -21,8 +21,9 @@ import anyio
 from attrs import evolve
 from pydantic_core import from_json, to_json
 
-from wasman_host.calls import Calls, GivenUp
+from wasman_host.calls import GivenUp
 from wasman_host.codec import encoded_delivery
+from wasman_host.concurrent_calls import ConcurrentCall
 from wasman_host.errors import Failure, GuestDeadlockError, GuestLimitError, GuestProtocolError
 from wasman_host.guest import abi_v1
 from wasman_host.guest.abi_v1 import Block, Exchange, MalformedError
@@ -31,18 +32,14 @@ from wasman_host.guest.module import TURN
 from wasman_host.machine import CANCELLED
 from wasman_host.operations import Operations
 from wasman_host.oplog import Delivery
-from wasman_host.options import Options
 from wasman_host.payload import Payload
 from wasman_host.wake import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
-    from wasman_host.activity import ActivityDefinition
-    from wasman_host.codec import PayloadCodec
-    from wasman_host.events import EventKind
     from wasman_host.guest.live import Guest, Trapped
     from wasman_host.instance import Instance
     from wasman_host.machine import Machine, Proposal
@@ -195,6 +192,7 @@ class Turns:
         problem: Exception | None = None
         try:
             await self._repeat()
+            await self._keep_in_time()
         except GuestEnded as ended:
             problem = ended
         if problem is None and self.operations.end is None:
@@ -217,7 +215,7 @@ class Turns:
         # One scope for the calls that this task makes itself, one after the other: it is only ever cancelled in a call
         # from which another task has taken over, so that this one has nothing else to do.
         with anyio.CancelScope() as scope:
-            call = _ConcurrentCall(self, self._instance)
+            call = ConcurrentCall(self, self._instance)
             while self.operations.end is None:
                 alone = self._begin_calls()
                 if alone is not None:
@@ -483,15 +481,14 @@ class Turns:
 
     async def _deliver(self, deliveries: list[Delivery], cancel: Cancel | None) -> None:
         """Make it durable, then give it to the guest."""
-        instance, operations = self._instance, self.operations
+        instance = self._instance
         deliveries = await self._committed(deliveries, cancel)
         if instance.guest is None:
             await instance.revive()
         await self._turn(deliveries)
         await instance.heed()
         self._count_ticks(deliveries)
-        if operations.end is None and instance.keeps(self._turns, self._spent):
-            await self.keep()
+        await self._keep_in_time()
 
     async def _committed(self, deliveries: list[Delivery], cancel: Cancel | None) -> list[Delivery]:
         """Make it durable; what the guest is to be given."""
@@ -573,11 +570,11 @@ class Turns:
     async def _perform(self, asked: Asked, scope: anyio.CancelScope) -> None:
         """A call in a task of its own."""
         with scope:
-            await self._make(_ConcurrentCall(self, self._instance), asked)
+            await self._make(ConcurrentCall(self, self._instance), asked)
         if scope.cancelled_caught:
             self._cut(asked)
 
-    async def _make(self, call: _ConcurrentCall, asked: Asked) -> None:
+    async def _make(self, call: ConcurrentCall, asked: Asked) -> None:
         """Make a call, and have its answer delivered."""
         call.asked = asked
         try:
@@ -619,6 +616,11 @@ class Turns:
         await instance.keep({"turns": self.operations.state(self.exchange)}, self.commit)
         self._turns, self._spent = 0, 0.0
 
+    async def _keep_in_time(self) -> None:
+        """Keep it where it has done so much since the last time that nobody should do it again."""
+        if self.operations.end is None and self._instance.keeps(self._turns, self._spent):
+            await self.keep()
+
     async def _give_memory_up(self) -> None:
         """Keep the guest and close it; where nothing is under way, the store has the instance until something is."""
         instance, due = self._instance, self.operations.deadline
@@ -631,98 +633,6 @@ class Turns:
         await self.commit(lambda: self._machine.sleeps(wake, waits_for))
         instance.report("released", logging.DEBUG, f"run {instance.run} of {self._key} is released: it waits")
         raise GivenUp
-
-
-class _ConcurrentCall:
-    """What `Calls` need of a run whose calls are made beside each other.
-
-    Attributes:
-        asked: The call that is made.
-        calls: What makes it.
-    """
-
-    __slots__ = ("_instance", "_turns", "asked", "calls")
-
-    def __init__(self, turns: Turns, instance: Instance) -> None:
-        self._turns, self._instance = turns, instance
-        self.calls = Calls(self)
-        self.asked: Asked
-
-    @property
-    def key(self) -> Key:
-        return self._instance.key
-
-    @property
-    def machine(self) -> Machine:
-        return self._instance.machine
-
-    @property
-    def cancel(self) -> Cancel | None:
-        return None  # the guest decides what a cancel means for its calls
-
-    @property
-    def codec(self) -> PayloadCodec | None:
-        return self._instance.codec
-
-    @property
-    def reports(self) -> bool:
-        return self._instance.reports
-
-    @property
-    def is_written_beside(self) -> bool:
-        return False  # all commits of the run go through `Turns.commit`, one after the other
-
-    def report(
-        self, kind: EventKind, level: int, text: str, *, activity: str = "", attempt: int = 0, reason: str = ""
-    ) -> None:
-        self._instance.report(kind, level, text, activity=activity, attempt=attempt, reason=reason)
-
-    def activity(self, name: str) -> ActivityDefinition | None:
-        definition = self._instance.activity(name)
-        if definition is None or not self.asked.options:
-            return definition
-        return Options.read(self.asked.options).applied(definition)
-
-    def now(self) -> int:
-        return self._instance.now()
-
-    def sleep_until(self, time: int) -> Awaitable[None]:
-        return self._instance.sleep_until(time)
-
-    def require_lease(self) -> None:
-        self._instance.require_lease()
-
-    async def commit(self, proposal: Proposal) -> None:
-        await self._instance.commit(proposal)
-
-    async def propose(self, make: Callable[[], Proposal]) -> None:
-        # What the guest cancels must not leave a commit whose outcome nobody knows.
-        with anyio.CancelScope(shield=True):
-            await self._turns.commit(make)
-
-    async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
-        if self.asked.number not in self._turns.operations.open:
-            return False
-        await self.propose(propose)
-        return True
-
-    async def settled(self) -> None:
-        return
-
-    def soon(self, callback: Callable[[], None]) -> None:
-        self._instance.soon(callback)
-
-    def beside(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._instance.beside(work)
-
-    async def loaded(self, payload: Payload) -> Payload:
-        return await self._instance.loaded(payload)
-
-    def waiting(self, *, until: int | None) -> None:
-        """The run's own task says for what it waits."""
-
-    def resumed(self) -> None:
-        """The run's own task gives the answer to the guest."""
 
 
 def _failure_by(data: bytes) -> Failure:

@@ -166,4 +166,10 @@ def make_worker(client: Client | str = "sqlite:///wasman.db", ledger: Ledger | P
         ledger: Where `record_batch` enters what it is given, or the file for it.
     """
     resource = Ledger(ledger) if isinstance(ledger, Path) else ledger
-    return Worker(client, workflows=[process_csv, process_csv_plain], activities=[record_batch], resources=[resource])
+    return Worker(
+        client,
+        workflows=[process_csv, process_csv_plain],
+        activities=[record_batch],
+        resources=[resource],
+        snapshot_turns=1,  # a turn of the plain guest is a batch, and takes longer than keeping it
+    )

@@ -1,6 +1,7 @@
 """See it survive: flights.csv goes through a workflow whose worker is killed with SIGKILL again and again.
 
-    python -m samples.process_csv.demo
+    python -m samples.process_csv.demo             its guest is in steps
+    python -m samples.process_csv.demo --plain     its guest is one loop
 
 The worker is a subprocess (demo_worker.py). It is killed at rows that a seed draws, once while an activity runs, and
 once between the sink's sync and the commit of the checkpoint. After each kill another worker takes over; the row where
@@ -37,14 +38,15 @@ from attrs import define, field, frozen
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from samples.process_csv.app import CsvSession, flights_options, process_csv
+from samples.process_csv.app import CsvSession, flights_options, process_csv, process_csv_plain
 from samples.process_csv.demo_worker import Plan
 from wasman_sdk import Client, FileSink, FileSource, WorkflowHandle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from samples.process_csv.app import Report
+    from samples.process_csv.app import Options, Report
+    from wasman_sdk import Workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIGHTS = ROOT / ".cache" / "flights.csv"
@@ -216,8 +218,11 @@ async def worker(plan: Plan, log: Path) -> AsyncIterator[Life]:
 class Run:
     """One run of the workflow, in a folder of its own."""
 
-    def __init__(self, folder: Path, flights: Path, display: Display) -> None:
+    def __init__(
+        self, folder: Path, flights: Path, display: Display, form: Workflow[Options, Report] = process_csv
+    ) -> None:
         folder.mkdir(parents=True)
+        self._form = form
         self.folder = folder
         self.target = folder / "flights.ndjson"
         self._flights, self._display = flights, display
@@ -234,7 +239,7 @@ class Run:
         session = CsvSession(source=FileSource(path=self._flights), target=FileSink(path=self.target))
         async with Client.connect(f"sqlite:///{self.folder}/wasman.db") as client:
             options = flights_options(BATCH_ROWS)
-            handle = await client.start_workflow(process_csv, options, id="flights", session=session)
+            handle = await client.start_workflow(self._form, options, id="flights", session=session)
             with self._display.live():
                 killed = ""
                 for number, kill in enumerate(kills, 1):
@@ -283,9 +288,14 @@ class Run:
         return f"{self._furthest:>7,}, {place}"
 
     def _resumed(self, life: Life) -> int:
-        """The row up to which the restored guest had everything; log entry n is the answer to batch n."""
+        """The row up to which the restored guest had everything.
+
+        Log entry n is the answer to batch n. A guest in steps is kept behind it, before it begins the next batch; one
+        in plain Go when it has called for the next one.
+        """
         assert life.restored is not None, "it was waited for"
-        row = self._ends[max(life.restored - 1, 0)]
+        batch = life.restored if self._form is process_csv_plain else max(life.restored - 1, 0)
+        row = self._ends.get(batch, min(batch * BATCH_ROWS, self._display.rows))
         if not row or row < self._furthest - BATCH_ROWS:
             message = (
                 f"the guest went on at row {row:,}, and must at row {max(1, self._furthest - BATCH_ROWS):,} at least: "
@@ -332,7 +342,9 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-async def demonstrate(folder: Path, flights: Path, size: int, rows: int, seed: int, kills: int) -> bool:
+async def demonstrate(
+    folder: Path, flights: Path, size: int, rows: int, seed: int, kills: int, form: Workflow[Options, Report]
+) -> bool:
     """All of it; whether everything survived.
 
     Raises:
@@ -342,12 +354,12 @@ async def demonstrate(folder: Path, flights: Path, size: int, rows: int, seed: i
     display = Display(rows)
     display.line(f"{rows:,} rows, {size / 1e6:.1f} MB of CSV; an activity and a checkpoint every {BATCH_ROWS:,} rows")
     begun = time.monotonic()
-    undisturbed = Run(folder / "undisturbed", flights, display)
+    undisturbed = Run(folder / "undisturbed", flights, display, form)
     await undisturbed.survive([])
     display.line(f"Undisturbed: {time.monotonic() - begun:.1f} s. Now with {len(drawn)} kills, by seed {seed}:")
 
     begun = time.monotonic()
-    killed = Run(folder / "killed", flights, display)
+    killed = Run(folder / "killed", flights, display, form)
     report = await killed.survive(drawn)
     display.line(f"Done after {time.monotonic() - begun:.1f} s and {len(drawn)} kills. Computed anew, without wasman:")
 
@@ -383,6 +395,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5, help="besides the two at particular places (default: 5)")
     parser.add_argument("--rows", type=int, help="only so many of the rows")
     parser.add_argument("--flights", type=Path, default=FLIGHTS, help="the CSV (default: %(default)s)")
+    parser.add_argument("--plain", action="store_true", help="the guest in plain Go, not the one in steps")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make everything in this new folder, and keep it")
     given = parser.parse_args()
     if not given.flights.exists():
@@ -398,9 +411,10 @@ def main() -> int:
     with flights.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         rows = sum(piece.count(b"\n") for piece in iter(partial(file.read, 1 << 20), b"")) - 1
+    form = process_csv_plain if given.plain else process_csv
     survived = interrupted = False
     try:
-        survived = anyio.run(demonstrate, folder, flights, size, rows, seed, given.kills)
+        survived = anyio.run(demonstrate, folder, flights, size, rows, seed, given.kills, form)
     except* DemoError as errors:
         print(f"FAILED: {_first(errors)}", file=sys.stderr)
     except* KeyboardInterrupt:

@@ -312,7 +312,7 @@ async def test_entries_that_are_damaged_do_not_leave_the_log(disk: SqliteLab) ->
     assert whole(await history(disk.store), CALLS)
 
 
-@pytest.mark.parametrize("wrong", [{"chunk": 1}, {"archive": -1}])
+@pytest.mark.parametrize("wrong", [{"chunk": 1}, {"archive": -1}, {"turns": 0}])
 def test_a_policy_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"from 0 on|2 entries or more"):
+    with pytest.raises(InvalidArgumentError, match=r"from 0 on|2 entries or more|turns from 1 on"):
         SnapshotPolicy(**wrong)

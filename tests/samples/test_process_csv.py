@@ -311,31 +311,46 @@ async def test_both_forms_give_the_same(flights: Path, tmp_path: Path, anyio_bac
     assert all(right for right, *_ in steps[2])
 
 
-@pytest.fixture(scope="module")
-def survived(flights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demo over these rows: its folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo") / "kept"
+def demo(flights: Path, folder: Path, *words: str) -> str:
+    """What the demo prints over these rows; `folder` keeps everything else."""
     seed = str(random.SystemRandom().randrange(1 << 32))
-    command = [sys.executable, "-m", "samples.process_csv.demo", "--seed", seed, "--kills", "1"]
+    command = [sys.executable, "-m", "samples.process_csv.demo", "--seed", seed, "--kills", "1", *words]
     command += ["--flights", str(flights), "--keep", str(folder)]
     ended = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
     sys.stdout.write(ended.stdout)  # with the seed
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return folder, ended.stdout
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def survived(flights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo over these rows: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "kept"
+    return folder, demo(flights, folder)
 
 
 @pytest.mark.once
 def test_the_demo_survives_its_kills(survived: tuple[Path, str]) -> None:
-    _, printed = survived
-    kills = re.findall(r"^SIGKILL \d at row +([\d,]+), (.*?) +resumed at row +([\d,]+)", printed, re.MULTILINE)
-    assert len(kills) == 3
-    assert {"inside the activity", "between sync and commit"} <= {place for _, place, _ in kills}
-    for reached, _, resumed in kills:
-        rows, again = int(reached.replace(",", "")), int(resumed.replace(",", ""))
-        assert rows - BATCH_ROWS <= again < rows
-        assert again > 0
+    assert all(again < rows for rows, again in kills_of(survived[1]))
+
+
+@pytest.mark.once
+def test_the_demo_survives_its_kills_in_plain_go(flights: Path, tmp_path: Path) -> None:
+    kills_of(demo(flights, tmp_path / "kept", "--plain"))
+
+
+def kills_of(printed: str) -> list[tuple[int, int]]:
+    """The row that was reached before each kill, and the one where the guest went on: at most one batch before."""
+    found = re.findall(r"^SIGKILL \d at row +([\d,]+), (.*?) +resumed at row +([\d,]+)", printed, re.MULTILINE)
+    assert len(found) == 3
+    assert {"inside the activity", "between sync and commit"} <= {place for _, place, _ in found}
     assert "FAILED" not in printed
     assert "the undisturbed run wrote the same bytes" in printed
+    kills = [(int(reached.replace(",", "")), int(resumed.replace(",", ""))) for reached, _, resumed in found]
+    for rows, again in kills:
+        assert rows - BATCH_ROWS <= again <= rows
+        assert again > 0
+    return kills
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -405,13 +420,17 @@ def test_the_judge_can_say_no(
     assert verdict.returncode == (1 if said else 0)
 
 
-@pytest.mark.parametrize(("entry", "right"), [(0, False), (1, False), (2, False), (3, False), (4, True), (5, True)])
-def test_the_demo_fails_loudly_when_a_guest_goes_on_too_early(entry: int, right: bool, tmp_path: Path) -> None:  # noqa: FBT001
-    run = Run(tmp_path / "run", tmp_path, Display(ROWS))
+@FORMS
+@pytest.mark.parametrize("entry", range(6))
+def test_the_demo_fails_loudly_when_a_guest_goes_on_too_early(
+    entry: int, form: Workflow[Options, Report], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", tmp_path, Display(ROWS), form)
     run._ends, run._furthest = {batch: batch * BATCH_ROWS for batch in range(5)}, 4 * BATCH_ROWS
     life: Any = SimpleNamespace(restored=entry)
-    if right:
-        assert run._resumed(life) == (entry - 1) * BATCH_ROWS
+    batch = entry - 1 if form is process_csv else entry  # one in plain Go is kept with the next call asked for
+    if batch >= 3:
+        assert run._resumed(life) == batch * BATCH_ROWS
     else:
         with pytest.raises(DemoError, match=r"must at row 15,000 at least: row 20,000 was reached before"):
             run._resumed(life)
@@ -453,7 +472,7 @@ def lived(store: Path, folder: Path, how: str, *, ahead: int, **environment: str
 
 @pytest.mark.once
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("guest", ["process_csv", "mixed_tinygo", "mixed_go"])
+@pytest.mark.parametrize("guest", ["process_csv", "process_csv_plain", "mixed_tinygo", "mixed_go"])
 async def test_two_processes_end_with_byte_identical_memory(
     guest: str, flights: Path, tmp_path: Path, anyio_backend: str
 ) -> None:
@@ -467,9 +486,10 @@ async def test_two_processes_end_with_byte_identical_memory(
     del anyio_backend
     store = tmp_path / "wasman.db"
     async with Client.connect(f"sqlite:///{store}") as client:
-        if guest == "process_csv":
+        if guest.startswith("process_csv"):
             session = CsvSession(source=FileSource(path=flights), target=FileSink(path=tmp_path / "out.ndjson"))
-            await client.start_workflow(process_csv, flights_options(), id="it", session=session)
+            form = process_csv if guest == "process_csv" else process_csv_plain
+            await client.start_workflow(form, flights_options(), id="it", session=session)
         else:
             module = gzip.decompress((GUESTS / "mixed_go.wasm.gz").read_bytes())
             if guest == "mixed_tinygo":
@@ -477,7 +497,7 @@ async def test_two_processes_end_with_byte_identical_memory(
             await client.start_workflow(Workflow(guest, type(None), object, module=module), None, id="it")
 
     memory, told = lived(store, tmp_path / "1", "live", ahead=0, PYTHONHASHSEED="1", TZ="UTC", LC_ALL="C")
-    assert told["calls"] == (ROWS // BATCH_ROWS if guest == "process_csv" else 12)
+    assert told["calls"] == (ROWS // BATCH_ROWS if guest.startswith("process_csv") else 12)
     with closing(sqlite3.connect(store)) as database:
         database.execute("vacuum into ?", (str(tmp_path / "copy.db"),))
 

@@ -16,7 +16,9 @@ import anyio.lowlevel
 import pytest
 
 from tests import wat
+from tests.go_guests import guest
 from wasman_sdk import Client, InvalidArgumentError, Worker, Workflow, activity
+from wasman_sdk.testing import WorkflowEnvironment
 
 ROOT = Path(__file__).parents[2]
 TWICE: Workflow[None, Any] = Workflow(
@@ -36,6 +38,15 @@ async def counted(number: int, pool: Pool) -> int:
     """Note that the pool is there."""
     pool.notes.append(f"work {number}")
     return number
+
+
+@pytest.mark.parametrize(("turns", "snapshots"), [(1, 13), (4, 3), (32, 0)])
+async def test_a_guest_is_kept_after_so_many_turns_as_is_said(turns: int, snapshots: int) -> None:
+    calls = Workflow("calls", int, int, module=guest("programs", "tinygo"))
+    async with WorkflowEnvironment(workflows=[calls], snapshot_turns=turns) as env:
+        env.mock_activity("echo", does=lambda given: given)
+        assert await env.client.execute_workflow(calls, 13, id="w") == 13
+    assert sum("snapshot-" in commit for commit in env.commits) == snapshots
 
 
 # Resources
