@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
 from wasman_host.guest.limits import STACK, GuestLimits
-from wasman_host.payload import Payload
+from wasman_host.payload import INLINE_LIMIT, Payload
 from wasman_host.store.protocol import CLOSED, Status
 
 __all__ = [
@@ -244,10 +244,10 @@ class KeptSignal:
     @classmethod
     def of_json(cls, fields: Mapping[str, Any]) -> KeptSignal:
         """The inverse of `as_json`."""
-        payload = Payload.of_json(fields["payload"])
-        if payload.inline:
-            payload = payload.with_data(base64.b64decode(fields["data"]))
-        return cls(fields["message"], fields["name"], payload, fields["sent"])
+        # At once with its bytes: a record may hold a thousand of them.
+        given = fields["payload"]
+        data = base64.b64decode(fields["data"]) if given["size"] <= INLINE_LIMIT else None
+        return cls(fields["message"], fields["name"], Payload.of_json(given, data), fields["sent"])
 
 
 @frozen
