@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,29 +107,36 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest's module as TinyGo builds it where nothing is asked for, in the guest's folder."""
+    _needs(compilers.find_tinygo)
+    folder = guest(tmp_path_factory.mktemp("plain") / "hello")
+    assert build(folder, "--compiler", "tinygo", "-o", folder / "plain.wasm")[0] == 0
+    return folder / "plain.wasm"
+
+
 @pytest.fixture(params=["tinygo", "go"])
 def compiler(request: pytest.FixtureRequest) -> str:
     """Each of the compilers, where this machine has it."""
     kind: str = request.param
-    try:
-        compilers.find_compiler(kind)
-    except NoCompilerError as error:
-        pytest.skip(f"this machine lacks it: {error}")
+    _needs(partial(compilers.find_compiler, kind))
     return kind
 
 
 @pytest.fixture
 def tinygo() -> None:
-    try:
-        compilers.find_tinygo()
-    except NoCompilerError as error:
-        pytest.skip(f"this machine lacks it: {error}")
+    _needs(compilers.find_tinygo)
 
 
 @pytest.fixture
 def go() -> None:
+    _needs(compilers.find_go)
+
+
+def _needs(find: Callable[[], object]) -> None:
     try:
-        compilers.find_go()
+        find()
     except NoCompilerError as error:
         pytest.skip(f"this machine lacks it: {error}")
 
@@ -275,12 +284,11 @@ def test_json_beside_errors_as_is_refused_under_tinygo(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("tinygo")
-def test_names_stay_for_backtraces_and_debuggers_get_theirs_on_demand(here: Path) -> None:
-    folder = guest(here / "hello")
+def test_names_stay_for_backtraces_and_debuggers_get_theirs_on_demand(here: Path, plain: Path) -> None:
+    assert build(plain.parent, "--compiler", "tinygo", "--keep-debug")[0] == 0
     sections = []
-    for words in ([], ["--keep-debug"]):
-        assert build(folder, "--compiler", "tinygo", *words)[0] == 0
-        shown = CliRunner().invoke(wasman, ["inspect", "hello.wasm", "--json"])
+    for module in (plain, here / "hello.wasm"):
+        shown = CliRunner().invoke(wasman, ["inspect", str(module), "--json"])
         sections.append({name for name, _ in json.loads(shown.stdout)["sections"]})
     assert "name" in sections[0]
     assert not [one for one in sections[0] if one.startswith(".debug")]
@@ -361,13 +369,19 @@ def test_a_module_that_would_not_run_is_not_written(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("tinygo")
-def test_the_stacks_of_goroutines_have_the_size_that_is_asked_for(here: Path) -> None:
-    folder, sizes = guest(here / "hello"), []
-    for words in ([], ["--stack-size", "16KB"], ["--stack-size", "128KB"]):
-        assert build(folder, "--compiler", "tinygo", *words)[0] == 0
-        sizes.append((here / "hello.wasm").read_bytes())
-    assert sizes[0] == sizes[1]
-    assert sizes[1] != sizes[2]
+@pytest.mark.parametrize("words", [("--stack-size", "128KB"), ("--optimize", "speed")])
+def test_stacks_and_speed_are_as_they_are_asked_for(here: Path, plain: Path, words: Sequence[str]) -> None:
+    assert build(plain.parent, "--compiler", "tinygo", *words)[0] == 0
+    built, as_it_is = (here / "hello.wasm").read_bytes(), plain.read_bytes()
+    assert built != as_it_is
+    if "speed" in words:
+        assert len(built) > 1.1 * len(as_it_is)
+
+
+@pytest.mark.usefixtures("tinygo")
+def test_what_need_not_be_asked_for(here: Path, plain: Path) -> None:
+    assert build(plain.parent, "--compiler", "tinygo", "--stack-size", "16KB", "--optimize", "size")[0] == 0
+    assert (here / "hello.wasm").read_bytes() == plain.read_bytes()
 
 
 @pytest.mark.usefixtures("go")
@@ -377,17 +391,6 @@ def test_a_stack_size_that_means_nothing_is_refused(here: Path) -> None:
         code, _, err = build(folder, "--compiler", "go", "--stack-size", size)
         assert code == 2
         assert problem in err
-
-
-@pytest.mark.usefixtures("tinygo")
-def test_a_module_is_optimized_for_size_or_for_speed(here: Path) -> None:
-    folder, modules = guest(here / "hello"), []
-    for words in ([], ["--optimize", "size"], ["--optimize", "speed"]):
-        assert build(folder, "--compiler", "tinygo", *words)[0] == 0
-        modules.append((here / "hello.wasm").read_bytes())
-    small, small_again, fast = modules
-    assert small == small_again
-    assert len(fast) > 1.1 * len(small)
 
 
 @pytest.mark.usefixtures("go")
