@@ -122,6 +122,20 @@ async def test_time_stands_still_while_an_activity_runs() -> None:
         assert env.now() == START + timedelta(days=1)
 
 
+async def test_an_activity_that_sleeps_by_the_environment_has_its_time_skipped() -> None:
+    async def wait(text: str) -> str:
+        await env.sleep(timedelta(days=3))
+        return f"{text} {(env.now() - START).days}"
+
+    flows = [flow(wat.sleep(day * DAY), wat.call("note", b'"%d"' % day), name=f"flow-{day}") for day in (0, 1)]
+    async with WorkflowEnvironment(workflows=flows, start=START) as env:
+        env.mock_activity(note, does=wait)
+        handle = await env.client.start_workflow("flow-1", id="1")
+        with anyio.fail_after(30):
+            assert await env.client.execute_workflow("flow-0", id="0") == [0, "0 3"]
+            assert await handle.result() == [0, "1 4"]
+
+
 async def test_time_stands_still_while_the_test_does_something_else() -> None:
     async with WorkflowEnvironment(workflows=[flow(wat.sleep(30 * DAY))], start=START) as env:
         handle = await env.client.start_workflow("flow", id="w")

@@ -14,6 +14,7 @@ from wasman_host.control import describe_stored
 from wasman_host.errors import BlockedError, InvalidArgumentError
 from wasman_host.store import SkippingStore, Status, Step
 from wasman_sdk import errors
+from wasman_sdk._attempt import current
 from wasman_sdk._client import Client
 from wasman_sdk._worker import Worker
 from wasman_sdk.testing._faults import FaultyStore
@@ -149,8 +150,19 @@ class WorkflowEnvironment:
         return datetime.fromtimestamp(self._store.now() / 1e9, tz=UTC)
 
     async def sleep(self, duration: timedelta) -> None:
-        """Skip time: what is due until then happens first, in order."""
-        await self._store.sleep_until(self._store.now() + duration // timedelta(microseconds=1) * 1000, None)
+        """Skip time: what is due until then happens first, in order.
+
+        In an activity, time is skipped as for a workflow that waits: as soon as nothing else is under way.
+        """
+        due, call = self._store.now() + duration // timedelta(microseconds=1) * 1000, current.get(None)
+        if call is None:
+            await self._store.sleep_until(due, None)
+            return
+        self._store.tell(-1)
+        try:
+            await self._store.sleep_until(due, call.key)
+        finally:
+            self._store.tell(1)
 
     @contextlib.contextmanager
     def auto_time_skipping_disabled(self) -> Iterator[None]:
@@ -260,6 +272,7 @@ class _Store(SkippingStore):
     def tell(self, difference: int) -> None:
         """An activity begins (1) or ends (-1)."""
         self.activities += difference
+        self._something()
 
     @override
     async def watch(self, key: Key | None, timeout: float) -> None:
