@@ -466,6 +466,8 @@ class Machine:
 
     def open_operation(self, number: int) -> OpenOperation | None:
         """What was committed of an operation that is not answered yet."""
+        if not self.record.open:
+            return None
         return next((operation for operation in self.record.open if operation.number == number), None)
 
     def attempts(self, number: int) -> int:

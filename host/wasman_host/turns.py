@@ -408,7 +408,8 @@ class Turns:
                 await self._take_mail()
             deliveries = self._ready[: self._most]
             del self._ready[: self._most]
-            deliveries += await self._signals(self._most - len(deliveries))
+            if self._machine.record.signals:
+                deliveries += await self._signals(self._most - len(deliveries))
             cancel = instance.cancel
             if cancel is not None:
                 failure = Failure(CANCELLED, cancel.reason)
@@ -464,7 +465,7 @@ class Turns:
     async def _signals(self, room: int) -> list[Delivery]:
         """Signals that were kept, for receives that wait for them: the oldest first."""
         receives, kept = self.operations.receives(), self._machine.record.signals
-        if not receives or not kept:
+        if not receives:
             return []
         by_name: dict[str, deque[KeptSignal]] = defaultdict(deque)
         for signal in kept:
@@ -541,6 +542,8 @@ class Turns:
     def _begin_calls(self, *, alone: bool = True) -> Asked | None:
         """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""
         operations, running = self.operations, self._running
+        if alone and (asked := self._only()) is not None:
+            return asked
         for number in operations.cancelled:
             if number in running:
                 running[number].cancel()
@@ -558,16 +561,19 @@ class Turns:
             if self._instance.activity(asked.name) is None:
                 self._unregistered.add(asked.name)
                 continue
-            if alone and len(operations.open) == 1 and operations.deadline < 0 and not self._has_news:
-                return asked
             scope = running[asked.number] = anyio.CancelScope()
             self._tasks.start_soon(self._perform, asked, scope)
         return None
 
-    @property
-    def _has_news(self) -> bool:
-        """Whether something is to be looked at before anything is waited for."""
-        return bool(self._ready or self._mail or self._evicting or self._problem or self._instance.cancel)
+    def _only(self) -> Asked | None:
+        """The call that the guest waits for, where it waits for nothing else and nothing else has happened."""
+        operations = self.operations
+        if len(operations.open) != 1 or operations.deadline >= 0 or operations.cancelled:
+            return None
+        if self._running or self._ready or self._mail or self._evicting or self._problem or self._instance.cancel:
+            return None
+        [asked] = operations.open.values()
+        return asked if asked.kind == "call" and self._instance.activity(asked.name) is not None else None
 
     async def _perform(self, asked: Asked, scope: anyio.CancelScope) -> None:
         """A call in a task of its own."""
