@@ -78,8 +78,14 @@ func appendFrame(kind uint16, number uint32, head, rest []byte) {
 	asked()
 }
 
+// tooEarly is why nothing can be asked for by an initialisation, such as that of a variable.
+func tooEarly(name string) string {
+	return "wasman: an initialisation asks for '" + name + "', and no run is there to answer: ask in the workflow"
+}
+
 // ask issues an operation; head and rest are what it says.
 func ask(kind uint16, name string, head, rest []byte) *operation {
+	mayAsk(name)
 	run.lock.Lock()
 	defer run.lock.Unlock()
 	op := &operation{number: run.next, name: name, done: make(chan struct{})}

@@ -11,6 +11,12 @@ import (
 
 func asked() {}
 
+func mayAsk(name string) {
+	if run.ctx == nil {
+		panic(tooEarly(name))
+	}
+}
+
 // introduce is what wasman_block does, once, after the initialisation.
 func introduce() uint32 {
 	run.block.InPtr = uint32(uintptr(unsafe.Pointer(&run.in)))

@@ -12,6 +12,12 @@ import (
 func launch() { go live() }
 func asked()  { abi.Host.Asked() }
 
+func mayAsk(name string) {
+	if abi.Host == nil {
+		panic(tooEarly(name))
+	}
+}
+
 // What package wasmantest does with a guest.
 func init() {
 	abi.Guest.Begin = begin

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from wasman_sdk._build.flags import GO, MEDDLING, TINYGO, TINYGO_VERSION
+from wasman_sdk._build.flags import FAST, GO, MEDDLING, TINYGO, TINYGO_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +71,7 @@ GUESTS = (
     Guest("samples/subscription/subscription.wasm", "samples/subscription/guest", "tinygo", TINYGO["v1"]),
     Guest("samples/fan_out/batch.wasm", "samples/fan_out/guest", "tinygo", TINYGO["v1"]),
     Guest("samples/process_csv/process_csv.wasm", "samples/process_csv/guest", "tinygo", TINYGO["v0"]),
+    Guest("samples/process_csv/plain.wasm", "samples/process_csv/guest/plain", "tinygo", (*TINYGO["v1"], FAST)),
     Guest("tests/guests/gcchurn.wasm", "tests/guests/gcchurn", "tinygo", TINYGO["v0"]),
     Guest("tests/guests/sdk_tour.wasm", "tests/guests/sdk_tour", "tinygo", TINYGO["v0"]),
     Guest("tests/guests/saga_tinygo.wasm", "tests/guests/saga", "tinygo", TINYGO["v1"]),
@@ -152,7 +153,7 @@ def build(guest: Guest, compilers: Compilers, folder: Path) -> bytes:
     environment = build_environment()
     if guest.compiler == "go":
         environment |= {"GOOS": "wasip1", "GOARCH": "wasm"}
-    elif guest.flags is TINYGO["v1"]:
+    elif guest.flags[: len(TINYGO["v1"])] == TINYGO["v1"]:
         environment |= {"WASMOPT": str(ROOT / "guest_sdk" / "tools" / "wasm-opt")}
     command = [
         compilers.go if guest.compiler == "go" else compilers.tinygo,

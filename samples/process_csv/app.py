@@ -26,6 +26,7 @@ __all__ = [
     "flights_options",
     "make_worker",
     "process_csv",
+    "process_csv_plain",
     "record_batch",
 ]
 
@@ -99,6 +100,7 @@ class CsvSession(Session):
 
 
 process_csv = Workflow("process-csv", Options, Report, module=Path(__file__).parent / "process_csv.wasm")
+process_csv_plain = Workflow("process-csv-plain", Options, Report, module=Path(__file__).parent / "plain.wasm")
 
 
 # fmt: off
@@ -164,4 +166,4 @@ def make_worker(client: Client | str = "sqlite:///wasman.db", ledger: Ledger | P
         ledger: Where `record_batch` enters what it is given, or the file for it.
     """
     resource = Ledger(ledger) if isinstance(ledger, Path) else ledger
-    return Worker(client, workflows=[process_csv], activities=[record_batch], resources=[resource])
+    return Worker(client, workflows=[process_csv, process_csv_plain], activities=[record_batch], resources=[resource])

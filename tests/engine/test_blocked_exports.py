@@ -12,6 +12,7 @@ from wasman_host.guest.module import check, compile_module, entry_of, initial_st
 from wasman_host.record import Limits
 from wasman_host.store import Status
 from wasman_sdk._build.compilers import find_compiler
+from wasman_sdk._build.compiling import build
 from wasman_sdk._build.errors import NoCompilerError
 
 GO_SAYS = "fatal error: all goroutines are asleep - deadlock!"
@@ -41,6 +42,25 @@ func {export}() {{ {body} }}
 func init() {{ {init} }}
 
 func main() {{}}
+"""
+
+
+CALLS = """
+package main
+
+import (
+	"context"
+
+	"wasman.dev/guest"
+)
+
+var (
+	greet    = wasman.NewActivity[string, string]("greet")
+	hello, _ = greet.Do(context.Background(), "hello")
+	_        = wasman.Workflow("hello", func(context.Context, wasman.None) (string, error) { return hello, nil })
+)
+
+func main() {}
 """
 
 
@@ -83,6 +103,13 @@ def test_an_initialisation_that_blocks_is_refused_and_says_so(said: str) -> None
         InvalidModuleError, match=r"_initialize trapped: .*an exported function of the guest has blocked"
     ):
         initial_state(compile_module(module, "it"), "run", Limits().guest)
+
+
+def test_what_a_guest_dies_of_as_it_is_asked_for_its_block_is_said() -> None:
+    fields = TURNS.format(turn="").replace("(i32.const 64))", "(call $die) (i32.const 64))", 1)
+    module = compile_module(dying("panic: no memory is left", fields), "it")
+    with pytest.raises(InvalidModuleError, match="wasman_block failed: no memory is left"):
+        initial_state(module, "wasman_turn", Limits().guest)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +155,16 @@ def test_so_does_go_of_an_initialisation(tmp_path: Path) -> None:
     module = compile_module(built("go", tmp_path, export="run", body="", init="<-ready"), "it")
     with pytest.raises(InvalidModuleError, match=rf"_initialize trapped: .*{WHAT}"):
         initial_state(module, "run", Limits().guest)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["go", "tinygo"])
+def test_an_initialisation_that_calls_an_activity_is_refused_and_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "go.mod").write_text("module wasman.dev/test\n\ngo 1.25\n")
+    (tmp_path / "main.go").write_text(CALLS)
+    try:
+        module = build(tmp_path, find_compiler(kind)).module
+    except NoCompilerError as error:
+        pytest.skip(f"this machine lacks it: {error}")
+    with pytest.raises(InvalidModuleError, match="_initialize trapped: wasman: an initialisation asks for 'greet'"):
+        initial_state(compile_module(module, "it"), "wasman_turn", Limits().guest)

@@ -18,10 +18,23 @@ from typing import Any
 import anyio
 import pytest
 
-from samples.process_csv.app import Column, CsvSession, Options, Report, flights_options, make_worker, process_csv
+from samples.process_csv.app import (
+    Column,
+    CsvSession,
+    Ledger,
+    Options,
+    Report,
+    flights_options,
+    make_worker,
+    process_csv,
+    process_csv_plain,
+    record_batch,
+)
 from samples.process_csv.demo import BATCH_ROWS, DemoError, Display, Run, draw_kills
 from tests.doc_pages import run_page
-from wasman_sdk import Client, FileSink, FileSource, Workflow, WorkflowFailedError
+from wasman_host.instance import Instance
+from wasman_sdk import ApplicationError, Client, FileSink, FileSource, Workflow, WorkflowFailedError
+from wasman_sdk.testing import WorkflowEnvironment, assert_survives
 
 ROOT = Path(__file__).resolve().parents[2]
 VERIFY = ROOT / "samples" / "process_csv" / "verify.py"
@@ -36,6 +49,9 @@ Bob,not an address,3
 Dea,dea@example.org,-0.25
 Eve,eve@example.org,100000000000.000001
 """
+
+
+FORMS = pytest.mark.parametrize("form", [process_csv, process_csv_plain], ids=["steps", "plain"])
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -53,12 +69,15 @@ def options(*names: str) -> Options:
     return Options(columns=[kinds.get(name, Column(name=name)) for name in names], batch_rows=2)
 
 
-async def test_five_rows_with_an_invalid_email_and_an_invalid_amount(tmp_path: Path, anyio_backend: str) -> None:
+@FORMS
+async def test_five_rows_with_an_invalid_email_and_an_invalid_amount(
+    form: Workflow[Options, Report], tmp_path: Path, anyio_backend: str
+) -> None:
     del anyio_backend  # on asyncio and on trio
     session = orders(tmp_path)
     async with Client.connect(f"sqlite:///{tmp_path}/wasman.db") as client, make_worker(client, tmp_path / "ledger.db"):
         given = options("name", "email", "amount")
-        report = await client.execute_workflow(process_csv, given, id="orders", session=session)
+        report = await client.execute_workflow(form, given, id="orders", session=session)
     total = Decimal("100000000015.250001")
     assert report == Report(rows=5, invalid=2, batches=3, sums={"amount": total})
     lines = (tmp_path / "orders.ndjson").read_text("utf-8").splitlines()
@@ -89,15 +108,163 @@ async def test_five_rows_with_an_invalid_email_and_an_invalid_amount(tmp_path: P
     assert keys == (3, 3)
 
 
-async def test_a_missing_column_fails_the_run(tmp_path: Path, anyio_backend: str) -> None:
+@FORMS
+async def test_a_missing_column_fails_the_run(
+    form: Workflow[Options, Report], tmp_path: Path, anyio_backend: str
+) -> None:
     del anyio_backend
     session = orders(tmp_path)
     async with Client.connect(f"sqlite:///{tmp_path}/wasman.db") as client, make_worker(client, tmp_path / "ledger.db"):
-        handle = await client.start_workflow(process_csv, options("name", "price"), id="orders", session=session)
+        handle = await client.start_workflow(form, options("name", "price"), id="orders", session=session)
         with pytest.raises(WorkflowFailedError, match=r"InvalidCSV.*the header has no column 'price'"):
             await handle.result()
         assert (await handle.describe()).status == "failed"
     assert not [path async for path in anyio.Path(tmp_path).glob("*.ndjson*")], "no output, and no part of one"
+
+
+def session_of(folder: Path, name: str, text: str | bytes) -> CsvSession:
+    (folder / f"{name}.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+    return CsvSession(source=FileSource(path=folder / f"{name}.csv"), target=FileSink(path=folder / f"{name}.ndjson"))
+
+
+def entered(ledger: Path) -> list[tuple[Any, ...]]:
+    """What the activity has entered, but for its keys; and that each batch was attempted once."""
+    with closing(sqlite3.connect(ledger)) as database:
+        assert database.execute("select count(*), max(attempt) from attempt").fetchone()[1] == 1
+        assert not database.execute("select key from attempt group by key having count(*) > 1").fetchall()
+        return database.execute(
+            "select key glob '*/' || (batch - 1), batch, first_row, rows, invalid, sums from batch order by batch"
+        ).fetchall()
+
+
+TOO_LONG = 'name,email,amount\n"' + "x" * (2 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "type", "message"),
+    [
+        (ORDERS, options("price"), "InvalidCSV", "the header has no column 'price'"),
+        ("name,name\n", options("name"), "InvalidCSV", "the header has column 'name' twice"),
+        ("", options("name"), "InvalidCSV", "the CSV is empty: it has no header"),
+        (TOO_LONG, options("name"), "InvalidCSV", "row 1 has over 1048576 bytes: perhaps a quote is not closed"),
+        (ORDERS, options("name", "name"), "InvalidOptions", "the output would have 'name' twice"),
+        (
+            ORDERS,
+            Options(columns=[Column(name="name", sum=True)]),
+            "InvalidOptions",
+            "column 'name' is of type string, which has no sum",
+        ),
+        (ORDERS, Options(columns=[Column(name="name")], activity=""), "InvalidOptions", "the input names no activity"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_the_same_words(
+    text: str, given: Options, type: str, message: str, tmp_path: Path, anyio_backend: str
+) -> None:
+    """Steps say besides in which of them it was."""
+    del anyio_backend
+    async with WorkflowEnvironment(
+        workflows=[process_csv, process_csv_plain],
+        activities=[record_batch],
+        resources=[Ledger(tmp_path / "ledger.db")],
+    ) as env:
+        for form in (process_csv, process_csv_plain):
+            session = session_of(tmp_path, form.name, text)
+            step = r"(open|rows): " if form is process_csv else ""
+            with pytest.raises(WorkflowFailedError, match=f" failed: {type}: {step}{re.escape(message)}$"):
+                await env.client.execute_workflow(form, given, id=form.name, session=session)
+    assert not [path async for path in anyio.Path(tmp_path).glob("*.ndjson*")]
+
+
+@FORMS
+async def test_an_activity_that_fails_for_good_fails_the_run(
+    form: Workflow[Options, Report], tmp_path: Path, anyio_backend: str
+) -> None:
+    del anyio_backend
+    ledger = Ledger(tmp_path / "ledger.db")
+    async with WorkflowEnvironment(workflows=[form], activities=[record_batch], resources=[ledger]) as env:
+        full = ApplicationError("the ledger is full", type="Full", non_retryable=True)
+        env.mock_activity(record_batch, raises=full)
+        handle = await env.client.start_workflow(form, options("name"), id="orders", session=orders(tmp_path))
+        with pytest.raises(WorkflowFailedError, match="record_batch failed at attempt 1: Full: the ledger is full"):
+            await handle.result()
+        assert len(env.calls(record_batch)) == 1
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 5000])
+@pytest.mark.parametrize("size", [1 << 16, (1 << 16) - 1, (1 << 16) + 1, 1 << 17, 5 * (1 << 16) // 2])
+async def test_chunks_may_end_anywhere(size: int, batch_rows: int, tmp_path: Path, anyio_backend: str) -> None:
+    """Rows of 9 KiB in a file that ends at a chunk's end, before it and behind it: the line of each is as long."""
+    del anyio_backend
+    header, row = "name\n", "é" * 4500 + "\n"
+    count = size // len(row.encode())
+    last = "x" * (size - len(header) - (count - 1) * len(row.encode()))
+    text = header + row * (count - 1) + last
+    assert len(text.encode()) == size
+    names = ["é" * 4500] * (count - 1) + [last]
+    expected = "".join(f'{{"row":{n},"name":"{name}"}}\n' for n, name in enumerate(names, 1))
+    given = Options(columns=[Column(name="name")], batch_rows=batch_rows)
+    async with WorkflowEnvironment(
+        workflows=[process_csv, process_csv_plain],
+        activities=[record_batch],
+        resources=[Ledger(tmp_path / "ledger.db")],
+    ) as env:
+        for form in (process_csv, process_csv_plain):
+            session = session_of(tmp_path, form.name, text)
+            report = await env.client.execute_workflow(form, given, id=form.name, session=session)
+            assert (report.rows, report.batches) == (count, -(-count // batch_rows))
+            assert (tmp_path / f"{form.name}.ndjson").read_text("utf-8") == expected
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    ("form", "evicted"),
+    [(process_csv, False), (process_csv_plain, False), (process_csv_plain, True)],
+    ids=["steps", "plain", "plain, evicted at every turn"],
+)
+@pytest.mark.once
+async def test_it_survives_a_crash_at_every_commit(
+    form: Workflow[Options, Report],
+    *,
+    evicted: bool,
+    tmp_path: Path,
+    anyio_backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """150 KB in 3 batches: chunks of input and of output end within batches, and batches within chunks."""
+    del anyio_backend
+    if evicted:
+        keep = Instance.keep
+
+        async def evicting(self: Instance, *given: Any) -> None:
+            await keep(self, *given)
+            self.close_guest()
+
+        monkeypatch.setattr(Instance, "keeps", lambda *_: True)
+        monkeypatch.setattr(Instance, "keep", evicting)
+    draw = random.Random(9)
+    rows = [f"{draw.randrange(10_000)},{'x' * draw.randrange(6000)}" for _ in range(50)]
+    text = "\n".join(["amount,name", *rows])
+    given = Options(columns=[Column(name="amount", type="integer", sum=True), Column(name="name")], batch_rows=17)
+    lives: list[Path] = []
+
+    def world() -> list[object]:
+        lives.append(tmp_path / str(len(lives)))
+        lives[-1].mkdir()
+        return [Ledger(lives[-1] / "ledger.db")]
+
+    async def program(env: WorkflowEnvironment) -> object:
+        session = session_of(lives[-1], "out", text)
+        report = await env.client.execute_workflow(form, given, id="it", session=session)
+        with closing(sqlite3.connect(lives[-1] / "ledger.db")) as ledger:
+            batches = ledger.execute("select * from batch order by batch").fetchall()
+        return report, (lives[-1] / "out.ndjson").read_bytes(), batches
+
+    survived = await assert_survives(program, workflows=[form], activities=[record_batch], resources=world)
+    assert survived.struck >= 3 * 3  # at least a commit a batch, in three ways
+    assert sum("snapshot-" in commit for commit in survived.commits) >= (2 if form is process_csv or evicted else 0)
+    names = [row.split(",")[1] for row in rows]
+    lines = [json.loads(line)["name"] for line in (lives[0] / "out.ndjson").read_text("utf-8").splitlines()]
+    assert lines == names
 
 
 @pytest.mark.once
@@ -125,6 +292,23 @@ def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("flights") / "flights.csv"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
+
+
+async def test_both_forms_give_the_same(flights: Path, tmp_path: Path, anyio_backend: str) -> None:
+    del anyio_backend
+    found = []
+    async with Client.connect(f"sqlite:///{tmp_path}/wasman.db") as client:
+        for form in (process_csv, process_csv_plain):
+            target, ledger = tmp_path / f"{form.name}.ndjson", tmp_path / f"{form.name}.db"
+            session = CsvSession(source=FileSource(path=flights), target=FileSink(path=target))
+            async with make_worker(client, ledger):
+                report = await client.execute_workflow(form, flights_options(), id=form.name, session=session)
+            found.append((report, target.read_bytes(), entered(ledger)))
+    steps, plain = found
+    assert plain == steps
+    assert steps[0].rows == ROWS
+    assert len(steps[2]) == ROWS // BATCH_ROWS
+    assert all(right for right, *_ in steps[2])
 
 
 @pytest.fixture(scope="module")

@@ -380,6 +380,24 @@ def test_a_stack_size_that_means_nothing_is_refused(here: Path) -> None:
         assert problem in err
 
 
+@pytest.mark.usefixtures("tinygo")
+def test_a_module_is_optimized_for_size_or_for_speed(here: Path) -> None:
+    folder, modules = guest(here / "hello"), []
+    for words in ([], ["--optimize", "size"], ["--optimize", "speed"]):
+        assert build(folder, "--compiler", "tinygo", *words)[0] == 0
+        modules.append((here / "hello.wasm").read_bytes())
+    small, small_again, fast = modules
+    assert small == small_again
+    assert len(fast) > 1.1 * len(small)
+
+
+@pytest.mark.usefixtures("go")
+def test_go_is_not_told_to_be_fast(here: Path) -> None:
+    code, _, err = build(guest(here / "hello"), "--compiler", "go", "--optimize", "speed")
+    assert code == 2
+    assert "always builds for speed: leave out" in err
+
+
 # What an installation has
 
 

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from wasman_sdk._build.compilers import Compiler
 from wasman_sdk._build.errors import BuildError
-from wasman_sdk._build.flags import NO_DEBUG
+from wasman_sdk._build.flags import FAST, NO_DEBUG
 from wasman_sdk._build.sdk import MODULE, workspace
 
 if TYPE_CHECKING:
@@ -42,13 +42,14 @@ class Built:
     seconds: float
 
 
-def build(folder: Path, compiler: Compiler, *, stack: str = "", debug: bool = False) -> Built:
+def build(folder: Path, compiler: Compiler, *, stack: str = "", optimize: str = "size", debug: bool = False) -> Built:
     """Compile the guest in a folder, with the SDK of this package; nothing is written there.
 
     Args:
         folder: A main package, in a Go module.
         compiler: By which.
         stack: Of each goroutine, such as "64KB"; "" for the size that is right for most. Only TinyGo's are fixed.
+        optimize: For "size" or for "speed". Only TinyGo knows the difference.
         debug: Leave in what is for debuggers, lines and variables.
 
     Raises:
@@ -59,6 +60,8 @@ def build(folder: Path, compiler: Compiler, *, stack: str = "", debug: bool = Fa
         raise BuildError(f"{stack!r} is no size of a stack: write 64KB")
     if stack and compiler.kind != "tinygo":
         raise BuildError(f"the stacks of goroutines grow by themselves under {compiler.version}: leave out their size")
+    if optimize == "speed" and compiler.kind != "tinygo":
+        raise BuildError(f"{compiler.version} always builds for speed: leave out what to optimize for")
     if not folder.is_dir():
         raise BuildError(f"{folder} is no folder: name the one of the guest's main package")
     with tempfile.TemporaryDirectory(prefix="wasman-build-") as temporary:
@@ -71,8 +74,11 @@ def build(folder: Path, compiler: Compiler, *, stack: str = "", debug: bool = Fa
             _refuse_json_beside_as(run)
         target = Path(temporary) / "guest.wasm"
         flags = [flag for flag in compiler.flags[form] if not (debug and flag == NO_DEBUG)]
-        sized = [f"-stack-size={stack}"] if stack else []  # the last one counts
-        run("build", *flags, *sized, "-o", str(target), ".")
+        if optimize == "speed":
+            flags.append(FAST)  # of two that say the same the last one counts
+        if stack:
+            flags.append(f"-stack-size={stack}")
+        run("build", *flags, "-o", str(target), ".")
         return Built(target.read_bytes(), form, time.monotonic() - began)
 
 

@@ -5,10 +5,11 @@ The builds are the same in every folder, and hold the names of functions, for ba
 
 from __future__ import annotations
 
-__all__ = ["GO", "MEDDLING", "NO_DEBUG", "TINYGO", "TINYGO_VERSION"]
+__all__ = ["FAST", "GO", "MEDDLING", "NO_DEBUG", "TINYGO", "TINYGO_VERSION"]
 
 TINYGO_VERSION = "0.39.0"  # exactly: guest_sdk relies on what its runtime does
 NO_DEBUG = "-no-debug"  # lines and variables are left out, which debuggers would have
+FAST = "-opt=2"  # behind the other flags of TinyGo: for guests that compute
 
 # By the form of the guest, which is by the package that it uses: "v1" for wasman.dev/guest, "v0" for its package v0.
 TINYGO = {

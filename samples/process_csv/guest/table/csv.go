@@ -1,4 +1,4 @@
-package main
+package table
 
 import (
 	"bytes"
@@ -8,17 +8,17 @@ import (
 )
 
 const (
-	// chunkSize is what one read of the download asks for, and one write to the upload gives: a crossing into the host
-	// costs microseconds, so a chunk of this size makes it vanish, and a checkpoint must keep what is buffered.
+	// chunkSize is what one read of the source asks for, and one write to the sink gives: a crossing into the host costs
+	// microseconds, so a chunk of this size makes it vanish, and a snapshot must keep what is buffered.
 	chunkSize = 64 << 10
 	// largestRow bounds memory: a quote that is never closed would take the rest of the file into one field.
 	largestRow = 1 << 20
 )
 
-// csvReader reads CSV as RFC 4180 has it, without allocating: a row is a list of ranges in the buffer. It also takes
+// Reader reads CSV as RFC 4180 has it, without allocating: a row is a list of ranges in the buffer. It also takes
 // what is common and harmless: lines that end in LF alone, a byte order mark, a last line without an end, empty lines
 // (skipped), and quotes within or text after a quoted field, as Python's csv module reads them.
-type csvReader struct {
+type Reader struct {
 	input  io.Reader
 	ended  bool // the input gave its last byte
 	buffer []byte
@@ -40,12 +40,13 @@ type textRange struct {
 	raw bool
 }
 
-func newCSVReader(input io.Reader) *csvReader {
-	return &csvReader{input: input, buffer: make([]byte, 2*chunkSize), number: -1}
+// NewReader reads what input gives.
+func NewReader(input io.Reader) *Reader {
+	return &Reader{input: input, buffer: make([]byte, 2*chunkSize), number: -1}
 }
 
-// header reads the first row.
-func (r *csvReader) header() ([]string, error) {
+// Header reads the first row.
+func (r *Reader) Header() ([]string, error) {
 	mark := []byte("\ufeff")
 	for r.end < len(mark) && !r.ended {
 		if err := r.fill(); err != nil {
@@ -55,7 +56,7 @@ func (r *csvReader) header() ([]string, error) {
 	if bytes.HasPrefix(r.buffer[:r.end], mark) {
 		r.start = len(mark)
 	}
-	more, err := r.next()
+	more, err := r.Next()
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +72,10 @@ func (r *csvReader) header() ([]string, error) {
 }
 
 // field is the text of a field, valid until the next row.
-func (r *csvReader) field(i int) []byte { return r.buffer[r.fields[i].start:r.fields[i].end] }
+func (r *Reader) field(i int) []byte { return r.buffer[r.fields[i].start:r.fields[i].end] }
 
-// next goes to the next row that is not an empty line.
-func (r *csvReader) next() (more bool, err error) {
+// Next goes to the next row that is not an empty line.
+func (r *Reader) Next() (more bool, err error) {
 	for {
 		size, complete := r.scan()
 		if !complete {
@@ -102,7 +103,7 @@ func (r *csvReader) next() (more bool, err error) {
 }
 
 // fill reads one chunk behind what is not yet used.
-func (r *csvReader) fill() error {
+func (r *Reader) fill() error {
 	if r.start > 0 {
 		copy(r.buffer, r.buffer[r.start:r.end])
 		r.start, r.end = 0, r.end-r.start
@@ -126,7 +127,7 @@ func (r *csvReader) fill() error {
 
 // scan finds the fields of the row at start, without changing the buffer: a row that is not wholly there is scanned
 // again when more is. It returns the row's size with its line end; 0 is the end of the file.
-func (r *csvReader) scan() (size int, complete bool) {
+func (r *Reader) scan() (size int, complete bool) {
 	text := r.buffer[:r.end]
 	fields := r.fields[:0]
 	r.unclosed = false
@@ -193,7 +194,7 @@ func scanQuoted(text []byte, open int) (field textRange, next int, inside bool) 
 
 // unquote turns a raw range into its text, in place: doubled quotes become one, the quotes around go, and what follows
 // the closing quote is kept as it is.
-func (r *csvReader) unquote(field *textRange) {
+func (r *Reader) unquote(field *textRange) {
 	raw := r.buffer[field.start:field.end]
 	n := 0
 	for i := 1; i < len(raw); i++ {

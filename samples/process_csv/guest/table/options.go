@@ -1,19 +1,16 @@
-package main
+package table
 
-import (
-	"strconv"
+import "strconv"
 
-	wasman "wasman.dev/guest/v0"
-)
-
-// options is the run's input.
-type options struct {
+// Options is the run's input.
+type Options struct {
 	Activity  string         `json:"activity"`   // called once a batch
 	BatchRows int            `json:"batch_rows"` // rows between two calls, 5,000 when absent
-	Columns   []columnOption `json:"columns"`    // in the order of the output; columns not named are dropped
+	Columns   []ColumnOption `json:"columns"`    // in the order of the output; columns not named are dropped
 }
 
-type columnOption struct {
+// ColumnOption is one column of the output.
+type ColumnOption struct {
 	Name string  `json:"name"` // in the CSV's header
 	As   string  `json:"as"`   // in the output, the same when absent
 	Type string  `json:"type"` // string, integer, decimal or email
@@ -21,13 +18,19 @@ type columnOption struct {
 	Sum  bool    `json:"sum"`  // of an integer or a decimal
 }
 
-// problem is a failure of the run that its starter can mend.
-func problem(kind, message string) error {
-	return &wasman.Failure{Type: kind, Message: message}
+// Problem is a failure of the run that its starter can mend.
+type Problem struct {
+	Type    string // InvalidOptions or InvalidCSV
+	Message string
 }
 
-// check completes the options and refuses those that make no sense.
-func (o *options) check() error {
+// Error is the message.
+func (p *Problem) Error() string { return p.Message }
+
+func problem(kind, message string) error { return &Problem{kind, message} }
+
+// Check completes the options and refuses those that make no sense.
+func (o *Options) Check() error {
 	if o.BatchRows == 0 {
 		o.BatchRows = 5000
 	}
@@ -60,9 +63,9 @@ func (o *options) check() error {
 	return nil
 }
 
-// locate finds the columns in the header.
-func (o *options) locate(header []string) ([]column, error) {
-	found := make([]column, 0, len(o.Columns))
+// Locate finds the columns in the header.
+func (o *Options) Locate(header []string) (Columns, error) {
+	found := make(Columns, 0, len(o.Columns))
 	for _, option := range o.Columns {
 		at := -1
 		for i, name := range header {

@@ -1,4 +1,4 @@
-package main
+package table
 
 import "strconv"
 
@@ -39,7 +39,7 @@ type column struct {
 	total   exactSum
 }
 
-func newColumn(option columnOption, field int) column {
+func newColumn(option ColumnOption, field int) column {
 	key := append(appendString([]byte(`,"`), []byte(option.As)), `":`...)
 	c := column{kind: kinds[option.Type], field: field, name: option.As, key: string(key), sums: option.Sum}
 	if option.Null != nil {
@@ -123,18 +123,29 @@ func (c *column) scale() int {
 	return 0
 }
 
-// closeBatch gives the batch's sum to sums and adds it to the total.
-func (c *column) closeBatch(sums map[string]string) {
-	if c.sums {
-		sums[c.name] = c.batch.text(c.scale())
-		c.total.addSum(c.batch)
-		c.batch = exactSum{}
+// Columns are those of the output, in its order.
+type Columns []column
+
+// CloseBatch gives the sums of the rows since the last one, as exact decimals by the name in the output.
+func (all Columns) CloseBatch() map[string]string {
+	sums := map[string]string{}
+	for i := range all {
+		if c := &all[i]; c.sums {
+			sums[c.name] = c.batch.text(c.scale())
+			c.total.addSum(c.batch)
+			c.batch = exactSum{}
+		}
 	}
+	return sums
 }
 
-// report gives the total to sums.
-func (c *column) report(sums map[string]string) {
-	if c.sums {
-		sums[c.name] = c.total.text(c.scale())
+// Totals gives the sums of all batches that are closed.
+func (all Columns) Totals() map[string]string {
+	sums := map[string]string{}
+	for i := range all {
+		if c := &all[i]; c.sums {
+			sums[c.name] = c.total.text(c.scale())
+		}
 	}
+	return sums
 }

@@ -1,4 +1,4 @@
-package main
+package table
 
 import (
 	"bytes"
@@ -18,14 +18,14 @@ import (
 // rowsOf reads text by the reader under test.
 func rowsOf(t *testing.T, input io.Reader) (rows [][]string, unclosed bool) {
 	t.Helper()
-	r := newCSVReader(input)
-	header, err := r.header()
+	r := NewReader(input)
+	header, err := r.Header()
 	if err != nil {
 		t.Fatal(err)
 	}
 	rows = append(rows, header)
 	for {
-		more, err := r.next()
+		more, err := r.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,12 +104,12 @@ func TestUnclosedQuoteAndOversizedRow(t *testing.T) {
 			t.Errorf("%q: a quote that is not closed goes unnoticed: %q", text, rows)
 		}
 	}
-	r := newCSVReader(io.MultiReader(strings.NewReader("a\n1\n\""), strings.NewReader(strings.Repeat("x", 3*largestRow))))
-	if _, err := r.header(); err != nil {
+	r := NewReader(io.MultiReader(strings.NewReader("a\n1\n\""), strings.NewReader(strings.Repeat("x", 3*largestRow))))
+	if _, err := r.Header(); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = r.next()
-	_, err := r.next()
+	_, _ = r.Next()
+	_, err := r.Next()
 	if err == nil || err.Error() != "row 2 has over 1048576 bytes: perhaps a quote is not closed" {
 		t.Error(err)
 	}
@@ -201,24 +201,24 @@ type nowhere struct{ io.Writer }
 
 func (nowhere) Close() error { return nil }
 
-func linesOf(t *testing.T, text string, columns ...columnOption) []string {
+func linesOf(t *testing.T, text string, columns ...ColumnOption) []string {
 	t.Helper()
-	o := options{Activity: "a", Columns: columns}
-	if err := o.check(); err != nil {
+	o := Options{Activity: "a", Columns: columns}
+	if err := o.Check(); err != nil {
 		t.Fatal(err)
 	}
-	source := newCSVReader(strings.NewReader(text))
-	header, err := source.header()
+	source := NewReader(strings.NewReader(text))
+	header, err := source.Header()
 	if err != nil {
 		t.Fatal(err)
 	}
-	located, err := o.locate(header)
+	located, err := o.Locate(header)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newLineWriter(nowhere{io.Discard})
+	w := NewWriter(nowhere{io.Discard})
 	for row := 1; ; row++ {
-		more, err := source.next()
+		more, err := source.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,9 +239,9 @@ func linesOf(t *testing.T, text string, columns ...columnOption) []string {
 func TestLines(t *testing.T) {
 	na := "NA"
 	got := linesOf(t, "email,x,amount,dep\na@b.c,drop,12.50,NA\nnot one,drop,abc,5\n\"q\"\"@b.c\",,1,x\n1,2\n\xff@b.c,,-1,1\na@b.c,,\"1\n",
-		columnOption{Name: "email", Type: "email"},
-		columnOption{Name: "amount", Type: "decimal", Sum: true},
-		columnOption{Name: "dep", As: "departure \"t\"", Type: "integer", Null: &na})
+		ColumnOption{Name: "email", Type: "email"},
+		ColumnOption{Name: "amount", Type: "decimal", Sum: true},
+		ColumnOption{Name: "dep", As: "departure \"t\"", Type: "integer", Null: &na})
 	want := []string{
 		`{"row":1,"email":"a@b.c","amount":12.5,"departure \"t\"":null}`,
 		`{"row":2,"email":null,"amount":null,"departure \"t\"":5,"error":"email: 'not one' is not an email address; amount: 'abc' is not a decimal"}`,
@@ -271,31 +271,31 @@ func TestEscapesAreRead(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	one := []columnOption{{Name: "a", Type: "string"}}
+	one := []ColumnOption{{Name: "a", Type: "string"}}
 	for _, test := range []struct {
-		options options
+		options Options
 		want    string
 	}{
-		{options{Columns: one}, "the input names no activity"},
-		{options{Activity: "x"}, "the input names no columns"},
-		{options{Activity: "x", BatchRows: -1, Columns: one}, "batch_rows is -1, not a number of rows"},
-		{options{Activity: "x", Columns: []columnOption{{Name: "a", Type: "date"}}}, "column 'a' has the unknown type 'date'"},
-		{options{Activity: "x", Columns: []columnOption{{Name: "a", Type: "string", Sum: true}}}, "column 'a' is of type string, which has no sum"},
-		{options{Activity: "x", Columns: []columnOption{{Name: "a", As: "row", Type: "string"}}}, "the output would have 'row' twice"},
-		{options{Activity: "x", Columns: append(one, one...)}, "the output would have 'a' twice"},
+		{Options{Columns: one}, "the input names no activity"},
+		{Options{Activity: "x"}, "the input names no columns"},
+		{Options{Activity: "x", BatchRows: -1, Columns: one}, "batch_rows is -1, not a number of rows"},
+		{Options{Activity: "x", Columns: []ColumnOption{{Name: "a", Type: "date"}}}, "column 'a' has the unknown type 'date'"},
+		{Options{Activity: "x", Columns: []ColumnOption{{Name: "a", Type: "string", Sum: true}}}, "column 'a' is of type string, which has no sum"},
+		{Options{Activity: "x", Columns: []ColumnOption{{Name: "a", As: "row", Type: "string"}}}, "the output would have 'row' twice"},
+		{Options{Activity: "x", Columns: append(one, one...)}, "the output would have 'a' twice"},
 	} {
-		if err := test.options.check(); err == nil || err.Error() != test.want {
+		if err := test.options.Check(); err == nil || err.Error() != test.want {
 			t.Errorf("%v, not %q", err, test.want)
 		}
 	}
-	o := options{Columns: one}
-	if _, err := o.locate([]string{"b"}); err == nil || err.Error() != "the header has no column 'a'" {
+	o := Options{Columns: one}
+	if _, err := o.Locate([]string{"b"}); err == nil || err.Error() != "the header has no column 'a'" {
 		t.Error(err)
 	}
-	if _, err := o.locate([]string{"a", "a"}); err == nil || err.Error() != "the header has column 'a' twice" {
+	if _, err := o.Locate([]string{"a", "a"}); err == nil || err.Error() != "the header has column 'a' twice" {
 		t.Error(err)
 	}
-	if _, err := newCSVReader(strings.NewReader("")).header(); err == nil || err.Error() != "the CSV is empty: it has no header" {
+	if _, err := NewReader(strings.NewReader("")).Header(); err == nil || err.Error() != "the CSV is empty: it has no header" {
 		t.Error(err)
 	}
 }

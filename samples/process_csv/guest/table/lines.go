@@ -1,4 +1,4 @@
-package main
+package table
 
 import (
 	"io"
@@ -6,27 +6,34 @@ import (
 	"unicode/utf8"
 )
 
-// lineWriter gathers NDJSON lines and writes them in chunks.
-type lineWriter struct {
+// Writer gathers NDJSON lines and writes them in chunks.
+type Writer struct {
 	output io.WriteCloser
 	lines  []byte
 	wrong  []byte // what is wrong with the current row, as JSON
 }
 
-func newLineWriter(output io.WriteCloser) *lineWriter {
-	return &lineWriter{output: output, lines: make([]byte, 0, 2*chunkSize), wrong: make([]byte, 0, 256)}
+// NewWriter writes to output, which Close closes.
+func NewWriter(output io.WriteCloser) *Writer {
+	return &Writer{output: output, lines: make([]byte, 0, 2*chunkSize), wrong: make([]byte, 0, 256)}
 }
 
-// appendRow appends the line of the row that source is at, and tells whether the row is valid.
-func (w *lineWriter) appendRow(number int, source *csvReader, columns []column) (valid bool) {
+// WriteRow writes the line of the row that rows is at, and tells whether the row is valid.
+func (w *Writer) WriteRow(number int, rows *Reader, columns Columns) (valid bool, err error) {
+	valid = w.appendRow(number, rows, columns)
+	return valid, w.writeFullChunks()
+}
+
+// appendRow gathers the line.
+func (w *Writer) appendRow(number int, rows *Reader, columns Columns) (valid bool) {
 	line := append(w.lines, `{"row":`...)
 	line = strconv.AppendInt(line, int64(number), 10)
 	w.wrong = w.wrong[:0]
-	switch width := source.width; {
-	case source.unclosed:
+	switch width := rows.width; {
+	case rows.unclosed:
 		w.addWrong(notClosed)
-	case len(source.fields) != width:
-		w.addWrong(strconv.Itoa(len(source.fields)) + " fields instead of " + strconv.Itoa(width))
+	case len(rows.fields) != width:
+		w.addWrong(strconv.Itoa(len(rows.fields)) + " fields instead of " + strconv.Itoa(width))
 	}
 	whole := len(w.wrong) == 0 // otherwise no value can be trusted to be in its column
 	for i := range columns {
@@ -36,7 +43,7 @@ func (w *lineWriter) appendRow(number int, source *csvReader, columns []column) 
 			line = append(line, "null"...)
 			continue
 		}
-		value := source.field(c.field)
+		value := rows.field(c.field)
 		var wrong string
 		if line, wrong = c.appendValue(line, value); wrong != "" {
 			line = append(line, "null"...)
@@ -53,10 +60,10 @@ func (w *lineWriter) appendRow(number int, source *csvReader, columns []column) 
 }
 
 // addWrong notes what is wrong with the row as a whole.
-func (w *lineWriter) addWrong(text string) { w.wrong = append(w.wrong, text...) }
+func (w *Writer) addWrong(text string) { w.wrong = append(w.wrong, text...) }
 
 // addWrongValue notes what is wrong with a value: amount: 'abc' is not a decimal.
-func (w *lineWriter) addWrongValue(name string, value []byte, wrong string) {
+func (w *Writer) addWrongValue(name string, value []byte, wrong string) {
 	if len(w.wrong) > 0 {
 		w.wrong = append(w.wrong, errorsBetween...)
 	}
@@ -68,7 +75,7 @@ func (w *lineWriter) addWrongValue(name string, value []byte, wrong string) {
 }
 
 // writeFullChunks writes as many whole chunks as there are.
-func (w *lineWriter) writeFullChunks() error {
+func (w *Writer) writeFullChunks() error {
 	for len(w.lines) >= chunkSize {
 		if _, err := w.output.Write(w.lines[:chunkSize]); err != nil {
 			return err
@@ -78,8 +85,8 @@ func (w *lineWriter) writeFullChunks() error {
 	return nil
 }
 
-// close writes the rest and closes the output.
-func (w *lineWriter) close() error {
+// Close writes the rest and closes the output.
+func (w *Writer) Close() error {
 	if _, err := w.output.Write(w.lines); err != nil {
 		return err
 	}
