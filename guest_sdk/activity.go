@@ -198,13 +198,13 @@ func (e *callError) Unwrap() error { return e.err }
 
 // ActivityError is the failure of an activity after its last attempt.
 type ActivityError struct {
-	Type         string         `json:"type"`            // the exception's type
-	Message      string         `json:"message"`         // its text
-	Activity     string         `json:"activity"`        // the activity's name
-	Attempt      int            `json:"attempt"`         // the last attempt, from 1
-	Details      JSON           `json:"details"`         // JSON, or nothing
-	NonRetryable bool           `json:"non_retryable"`   // no other attempt was made, because it could not help
-	Cause        *ActivityError `json:"cause,omitempty"` // what brought it about, or nil
+	Type         string         `json:"type"`                    // the exception's type
+	Message      string         `json:"message"`                 // its text
+	Activity     string         `json:"activity,omitempty"`      // the activity's name; a cause has none
+	Attempt      int            `json:"attempt,omitempty"`       // the last attempt, from 1
+	Details      JSON           `json:"details,omitempty"`       // JSON, or nothing
+	NonRetryable bool           `json:"non_retryable,omitempty"` // no other attempt followed, because it could not help
+	Cause        *ActivityError `json:"cause,omitempty"`         // what brought it about, or nil
 }
 
 // TypeCancelled is the type of an activity's failure that was cut short.

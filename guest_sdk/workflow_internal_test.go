@@ -118,7 +118,7 @@ func TestARunFailsByTheFirstErrorThatHasAType(t *testing.T) {
 		{errors.New("lost"), false, `{"type":"Error","message":"lost"}`},
 		{Fail("rejected"), false, `{"type":"rejected","message":"rejected"}`},
 		{fmt.Errorf("a: %w", &Failure{Type: "T", Message: "b", Details: 7}), true, `{"type":"T","message":"a: b","details":7}`},
-		{&Failure{Type: "T", Details: func() {}}, false, `{"type":"T","message":"","details":"(the details cannot be written: `},
+		{&Failure{Type: "T", Details: func() {}}, false, `{"type":"T","message":"T","details":"(the details cannot be written: `},
 		{context.Canceled, true, `{"type":"Cancelled","message":"context canceled"}`},
 		{context.Canceled, false, `{"type":"Error","message":"context canceled"}`}, // nobody has asked for it
 		{context.DeadlineExceeded, false, `{"type":"DeadlineExceeded","message":"context deadline exceeded"}`},

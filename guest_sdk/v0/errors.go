@@ -10,12 +10,13 @@ const TypeCancelled = "Cancelled"
 
 // ActivityError is the failure of an activity after its last attempt, as the host reports it.
 type ActivityError struct {
-	Type     string          `json:"type"`            // the exception's type
-	Message  string          `json:"message"`         // its text
-	Activity string          `json:"activity"`        // the activity's name
-	Attempt  int             `json:"attempt"`         // the last attempt, counted from 1
-	Details  json.RawMessage `json:"details"`         // JSON, or empty
-	Cause    *ActivityError  `json:"cause,omitempty"` // what brought it about, or nil; it names no activity
+	Type         string          `json:"type"`                    // the exception's type
+	Message      string          `json:"message"`                 // its text
+	Activity     string          `json:"activity"`                // the activity's name
+	Attempt      int             `json:"attempt"`                 // the last attempt, counted from 1
+	Details      json.RawMessage `json:"details"`                 // JSON, or empty
+	NonRetryable bool            `json:"non_retryable,omitempty"` // no other attempt followed, because it could not help
+	Cause        *ActivityError  `json:"cause,omitempty"`         // what brought it about, or nil; it names no activity
 }
 
 // Error says which activity failed, when and why.

@@ -92,7 +92,7 @@ func Run(t *testing.T, test func(t *testing.T, host *Host)) {
 }
 
 // Handle answers the calls of an activity. An error is the failure of its last attempt: the workflow gets an
-// *wasman.ActivityError, with the type and details of a *wasman.Failure.
+// *wasman.ActivityError, with what a *wasman.Failure says: type, details, cause.
 func Handle[In, Out any](h *Host, called *wasman.Activity[In, Out], answer func(ctx context.Context, in In) (Out, error)) {
 	h.lock.Lock()
 	defer h.lock.Unlock()
@@ -282,18 +282,29 @@ func (h *Host) call(number uint32, name string, request []byte) {
 
 // failure is an activity's error as the host tells it.
 func failure(name string, err error) []byte {
-	said := wasman.ActivityError{Type: "Error", Message: err.Error(), Activity: name, Attempt: 1}
-	if own, ok := wasman.ErrorOf[*wasman.Failure](err); ok {
-		said.Type = own.Type
-		if own.Details != nil {
-			said.Details, _ = abi.Guest.Encode(own.Details)
-		}
-	}
+	said := causeOf(err)
+	said.Activity, said.Attempt = name, 1
 	data, wrong := abi.Guest.Encode(said)
 	if wrong != nil {
 		panic("wasmantest: a failure cannot be written: " + wrong.Error())
 	}
 	return data
+}
+
+// causeOf is an error with what it wraps.
+func causeOf(err error) *wasman.ActivityError {
+	said := &wasman.ActivityError{Type: "Error", Message: err.Error()}
+	var within error
+	if own, ok := wasman.ErrorOf[*wasman.Failure](err); ok {
+		said.Type, said.NonRetryable, within = own.Type, own.NonRetryable, own.Cause
+		if own.Details != nil {
+			said.Details, _ = abi.Guest.Encode(own.Details)
+		}
+	}
+	if within != nil {
+		said.Cause = causeOf(within)
+	}
+	return said
 }
 
 // cut asks a call to stop, or withdraws a receive.

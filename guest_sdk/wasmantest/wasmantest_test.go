@@ -108,12 +108,18 @@ func TestACancelEndsTheWaiting(t *testing.T) {
 func TestActivitiesFailWithTypeAndDetails(t *testing.T) {
 	Run(t, func(t *testing.T, h *Host) {
 		Handle(h, charge, func(context.Context, order) (string, error) {
-			return "", &wasman.Failure{Type: "CardDeclined", Message: "no money", Details: map[string]int{"cents": 3}}
+			return "", &wasman.Failure{
+				Type: "CardDeclined", Message: "no money", Details: map[string]int{"cents": 3}, NonRetryable: true,
+				Cause: &wasman.Failure{Type: "Empty", Message: "nothing there", Cause: io.EOF},
+			}
 		})
 		_, err := Execute(h, buy, order{})
 		var failed *wasman.ActivityError
 		if !errors.As(err, &failed) || failed.Type != "CardDeclined" || failed.Activity != "charge" || string(failed.Details) != `{"cents":3}` {
 			t.Fatal(err)
+		}
+		if cause := failed.Cause; !failed.NonRetryable || cause == nil || cause.Type != "Empty" || cause.Cause == nil || cause.Cause.Message != "EOF" {
+			t.Fatalf("%+v", failed)
 		}
 	})
 }

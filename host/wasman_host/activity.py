@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from wasman_host.errors import ApplicationError, Failure
 from wasman_host.payload import Payload
@@ -46,9 +46,9 @@ class Retry:
         # The exponent is bounded so that a policy without an end never overflows a float.
         return min(self.initial_interval * self.backoff_coefficient ** min(attempt - 1, 64), self.maximum_interval)
 
-    def retries(self, failure: Failure, attempt: int, *, non_retryable: bool) -> bool:
+    def retries(self, failure: Failure, attempt: int) -> bool:
         """Whether there is another attempt after `attempt` failed with `failure`."""
-        if non_retryable or failure.type in self.non_retryable:
+        if failure.non_retryable:
             return False
         return self.maximum_attempts == 0 or attempt < self.maximum_attempts
 
@@ -152,29 +152,30 @@ class Failed:
 
     Attributes:
         failure: What is stored of it.
-        non_retryable: Whether another attempt cannot help.
         delay: Seconds until the next one, where the activity has said so.
     """
 
     failure: Failure
-    non_retryable: bool = False
     delay: float | None = None
 
 
-def failed_by(error: Exception, name: str, attempt: int) -> Failed:
+def failed_by(error: Exception, name: str, attempt: int, retry: Retry) -> Failed:
     """What becomes of an exception that an activity raised."""
     failure = _failure_of(error, name, attempt, _CAUSES)
+    if failure.type in retry.non_retryable:
+        failure = evolve(failure, non_retryable=True)
     if not isinstance(error, ApplicationError):
         return Failed(failure)
     delay = None if error.next_retry_delay is None else max(0.0, error.next_retry_delay.total_seconds())
-    return Failed(failure, error.non_retryable, delay)
+    return Failed(failure, delay)
 
 
 def _failure_of(error: BaseException, name: str, attempt: int, causes: int) -> Failure:
     cause = None
     if error.__cause__ is not None and causes > 0:
         cause = _failure_of(error.__cause__, "", 0, causes - 1)
-    kind, details = type(error).__name__, None
+    kind, details, non_retryable = type(error).__name__, None, False
     if isinstance(error, ApplicationError):
-        kind, details = error.type, error.details
-    return Failure(kind, str(error) or repr(error), details, name, attempt, cause=cause)
+        kind, details, non_retryable = error.type, error.details, error.non_retryable
+    message = str(error) or repr(error)
+    return Failure(kind, message, details, name, attempt, cause=cause, non_retryable=non_retryable)

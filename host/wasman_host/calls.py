@@ -280,7 +280,7 @@ class Calls:
                 try:
                     response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
-                    failed = failed_by(error, call.name, attempt)
+                    failed = failed_by(error, call.name, attempt, definition.retry)
                 except BaseException:
                     self._report("activity_cancelled", call.name, attempt)
                     raise
@@ -316,7 +316,7 @@ class Calls:
     def _retry_at(self, definition: ActivityDefinition, failed: Failed, attempt: int) -> int | None:
         """When the next attempt begins, ns since 1970, or None where there is none."""
         retry = definition.retry
-        if not retry.retries(failed.failure, attempt, non_retryable=failed.non_retryable):
+        if not retry.retries(failed.failure, attempt):
             return None
         delay = retry.delay(attempt) if failed.delay is None else failed.delay
         retry_at = self._run.now() + int(delay * 1e9)

@@ -110,6 +110,7 @@ class Failure:
         attempt: The attempt that failed, from 1; 0 where the failure is not an activity's.
         backtrace: The guest's wasm backtrace, or "" where there is none.
         cause: What brought it about: of an exception its `__cause__`, of a timeout the attempt before; or None.
+        non_retryable: Whether another attempt could not have helped, as who raised it or the retry policy says.
     """
 
     type: str
@@ -119,6 +120,7 @@ class Failure:
     attempt: int = 0
     backtrace: str = ""
     cause: Failure | None = None
+    non_retryable: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The stored form; empty fields are left out."""
@@ -130,6 +132,7 @@ class Failure:
             "attempt": self.attempt,
             "backtrace": self.backtrace,
             "cause": self.cause and self.cause.as_json(),
+            "non_retryable": self.non_retryable,
         }
         kept = {"type", "message"} if self.details is None else {"type", "message", "details"}
         return {name: value for name, value in fields.items() if value or name in kept}
@@ -145,6 +148,7 @@ class Failure:
             attempt=int(fields.get("attempt", 0)),
             backtrace=str(fields.get("backtrace", "")),
             cause=cls.of_json(fields["cause"]) if fields.get("cause") else None,
+            non_retryable=bool(fields.get("non_retryable", False)),
         )
 
     def __str__(self) -> str:
@@ -307,13 +311,14 @@ class ActivityError(WasmanError):
         details: Anything JSON can hold, chosen by who raised it.
         activity: The activity's name.
         attempt: The attempt that failed, from 1.
+        non_retryable: Whether no other attempt followed because it could not have helped.
     """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
         self.failure = failure
         self.type, self.message, self.details = failure.type, failure.message, failure.details
-        self.activity, self.attempt = failure.activity, failure.attempt
+        self.activity, self.attempt, self.non_retryable = failure.activity, failure.attempt, failure.non_retryable
 
 
 class GuestTrapError(WasmanError):

@@ -648,5 +648,5 @@ def _failure_by(data: bytes) -> Failure:
     try:
         given = json.loads(data)
         return Failure.of_json({"type": "Error", **given})
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return Failure("Error", data.decode(errors="replace"))

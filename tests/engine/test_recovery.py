@@ -242,8 +242,11 @@ async def test_what_cannot_get_better_is_not_tried_again(lab: MemoryLab) -> None
         raise KeyError("gone")
 
     unlisted = Retry(initial_interval=0.0, non_retryable=frozenset({"KeyError"}))
-    await lab.start(wat.script(wat.call("hopeless"), wat.call("wasman.error"), wat.call("listed")))
-    first, error, second = await lab.complete(answers("hopeless", fail), answers("listed", fail, retry=unlisted))
+    told = wat.call("wasman.error")
+    await lab.start(wat.script(wat.call("hopeless"), told, wat.call("listed"), told))
+    first, error, second, listed = await lab.complete(
+        answers("hopeless", fail), answers("listed", fail, retry=unlisted)
+    )
     assert (first, second, tries) == (-1, -1, ["hopeless", "listed"])
     assert error == {
         "type": "CardDeclined",
@@ -251,7 +254,9 @@ async def test_what_cannot_get_better_is_not_tried_again(lab: MemoryLab) -> None
         "details": {"code": 7},
         "activity": "hopeless",
         "attempt": 1,
+        "non_retryable": True,
     }
+    assert (listed["type"], listed["non_retryable"]) == ("KeyError", True)
 
 
 async def test_an_attempt_that_takes_too_long_is_cut_and_tried_again(lab: MemoryLab) -> None:

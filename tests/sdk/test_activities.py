@@ -174,6 +174,7 @@ async def test_an_application_error_says_more(client: Client) -> None:
         "details": {"left": 3},
         "activity": "pay",
         "attempt": 1,
+        "non_retryable": True,
     }
 
 

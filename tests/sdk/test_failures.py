@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from tests import wat
+from tests.go_guests import COMPILERS, guest
 from wasman_sdk import (
     ActivityError,
     ApplicationError,
     Client,
     GuestTrapError,
+    RetryPolicy,
     Worker,
     Workflow,
     WorkflowFailedError,
+    activity,
 )
 
 # What the Go SDK sends where the body of a workflow returns an activity's error.
@@ -101,3 +104,62 @@ async def test_details_that_are_no_failure_are_left_as_they_are(client: Client, 
     assert error.__cause__ is None
     assert error.failure is not None
     assert error.failure.details == details
+
+
+@activity(retry=RetryPolicy(maximum_attempts=1, non_retryable_error_types=frozenset({"LookupError"})))
+async def echo(said: str) -> str:
+    """Fail, as it is told."""
+    if said == "undo":
+        raise LookupError("nothing to undo")
+    cause = KeyError("card")
+    raise ApplicationError("no funds", type="CardDeclined", details={"limit": 5}, non_retryable=True) from cause
+
+
+async def by_the_guest(compiler: str, how: str) -> WorkflowFailedError:
+    workflow: Workflow[str, str] = Workflow("fails", str, str, module=guest("programs", compiler), entry="fails")
+    async with (
+        Client.connect("memory://") as client,
+        Worker(client, workflows=[workflow], activities=[echo]),
+    ):
+        with pytest.raises(WorkflowFailedError) as raised:
+            await client.execute_workflow(workflow, how, id="w")
+        return raised.value
+
+
+def chain(error: BaseException) -> list[tuple[Any, ...]]:
+    """What an error was raised from, and so on."""
+    links: list[tuple[Any, ...]] = []
+    cause = error.__cause__
+    while cause is not None:
+        assert isinstance(cause, ActivityError | ApplicationError)
+        links.append((type(cause), cause.type, cause.details, cause.non_retryable))
+        cause = cause.__cause__
+    return links
+
+
+_CARD: list[tuple[Any, ...]] = [
+    (ActivityError, "CardDeclined", {"limit": 5}, True),
+    (ApplicationError, "KeyError", None, False),
+]
+_UNDO = (ActivityError, "LookupError", None, True)
+
+
+@COMPILERS
+async def test_a_guest_fails_by_its_own_failure_and_says_its_cause(compiler: str) -> None:
+    error = await by_the_guest(compiler, "own")
+    failure = error.failure
+    assert failure is not None
+    assert (failure.type, failure.details, failure.non_retryable) == ("OrderFailed", [True, {"limit": 5}], True)
+    assert failure.message.splitlines() == [
+        "no order",
+        "compensation 1 failed: echo failed at attempt 1: LookupError: nothing to undo",
+    ]
+    assert chain(error) == [*_CARD, _UNDO]
+
+
+@COMPILERS
+async def test_a_guest_fails_by_an_activity_and_by_what_undoes_it(compiler: str) -> None:
+    error = await by_the_guest(compiler, "as it is")
+    assert error.failure is not None
+    assert error.failure.type == "ActivityError"
+    assert chain(error) == [*_CARD, _UNDO]

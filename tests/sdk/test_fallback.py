@@ -71,6 +71,7 @@ async def test_what_it_raises_is_tried_again_and_reaches_the_guest(client: Clien
     assert failed == {"type": "OSError", "message": "not there", "activity": "broken", "attempt": 2}
     assert declined == {
         "type": "CardDeclined", "message": "no", "details": [1], "activity": "declined", "attempt": 1,
+        "non_retryable": True,
     }  # fmt: skip
     assert attempts == ["broken", "broken", "declined"]
 

@@ -33,6 +33,7 @@ var (
 	_ = wasman.Workflow("copies", copies)
 	_ = wasman.Workflow("cancels", cancels)
 	_ = wasman.Workflow("draws", draws)
+	_ = wasman.Workflow("fails", fails)
 	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
@@ -318,6 +319,21 @@ func cancels(ctx context.Context, name string) (out string, err error) {
 }
 
 func main() {}
+
+// fails calls an activity, and one that undoes it; of an error it makes one of its own, if it is to.
+func fails(ctx context.Context, how string) (out string, err error) {
+	undo := wasman.NewSaga(ctx)
+	defer undo.Close(&err)
+	undo.Add(func(ctx context.Context) error { _, err := echo.Do(ctx, "undo"); return err })
+	out, err = echo.Do(ctx, how)
+	if failed, ok := wasman.ErrorOf[*wasman.ActivityError](err); ok && how == "own" {
+		err = &wasman.Failure{
+			Type: "OrderFailed", Message: "no order", Details: []any{failed.NonRetryable, failed.Details},
+			NonRetryable: failed.NonRetryable, Cause: err,
+		}
+	}
+	return out, err
+}
 
 // draws tells random numbers, by where they come from.
 func draws(context.Context, wasman.None) (map[string]string, error) {

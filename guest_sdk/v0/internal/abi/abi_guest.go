@@ -5,6 +5,8 @@ package abi
 import (
 	"runtime/volatile"
 	"unsafe"
+
+	_ "wasman.dev/guest/internal/random" // crypto/rand draws from the run's own stream
 )
 
 //go:wasmimport env checkpoint
