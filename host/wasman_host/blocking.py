@@ -7,6 +7,7 @@ repeating it: every `wait` is given what the log says that it was given.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -34,7 +35,7 @@ _POLITE = 64  # repeated waits between two turns of the event loop
 class Blocking(Turns):
     """Lives one run of a guest of the blocking form."""
 
-    __slots__ = ("_repeated", "_waiting")
+    __slots__ = ("_repeated", "_resumed", "_waiting")
 
     _in_turns = False
 
@@ -42,6 +43,7 @@ class Blocking(Turns):
     async def run(self) -> None:
         problem: Exception | None = None
         self._repeated, self._waiting, self._resting = 0, False, True
+        self._resumed = time.thread_time()  # when the guest went on
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
@@ -66,9 +68,11 @@ class Blocking(Turns):
         """What the import gives: the place of an operation that was answered, or how many there are at the deadline."""
         if any(number >= self._machine.operations for number in wanted.operations):
             return abi_v1.UNKNOWN
+        self._spent += time.thread_time() - self._resumed
         self._waiting = True
         place = await self._waited(wanted)
         self._waiting = False  # where this task is stopped in between, the guest is parked all the same
+        self._resumed = time.thread_time()
         return place
 
     async def _waited(self, wanted: Wait) -> int:
@@ -83,7 +87,7 @@ class Blocking(Turns):
                     await anyio.lowlevel.checkpoint()
             else:
                 operations.deadline = wanted.deadline
-                if self._instance.keeps(self._turns, 0.0):
+                if self._instance.keeps(self._turns, self._spent):
                     await self.keep()
                 self._begin_calls(alone=False)
                 deliveries = await self._committed(*await self._happened())
@@ -123,4 +127,4 @@ class Blocking(Turns):
             return
         self._waiting = False  # until its stack stands again
         await self._instance.keep_waiting({"turns": self.operations.state(self.exchange)}, self.commit)
-        self._turns, self._waiting = 0, True
+        self._turns, self._spent, self._waiting = 0, 0.0, True

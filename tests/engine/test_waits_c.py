@@ -77,6 +77,17 @@ async def test_workers_that_leave_at_any_time_leave_nothing_to_be_repeated(lab: 
     assert len(set(ledger.keys)) == CALLS
 
 
+async def test_a_guest_that_computes_is_kept_by_its_processor_time(disk: SqliteLab, repeated: list[int]) -> None:
+    ledger = Ledger()
+    await disk.start(WAITS, CALLS)
+    await disk.signal("mail", 7)
+    policy: Any = SnapshotPolicy(turns=1 << 30, seconds=1e-9)  # which each of its turns takes
+    await disk.dies(*activities(ledger), at=30, snapshots=policy)
+    repeated.clear()
+    assert await disk.complete(*activities(ledger), snapshots=policy) == expected(CALLS)
+    assert repeated[-1] <= 1
+
+
 async def test_a_worker_that_dies_leaves_its_last_snapshot(disk: SqliteLab, repeated: list[int]) -> None:
     ledger = Ledger()
     await disk.start(WAITS, CALLS)
