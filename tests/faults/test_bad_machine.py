@@ -281,16 +281,23 @@ async def test_two_engines_that_were_given_one_claim(
     ledger, losses = Ledger(), list[Lost]()
     commit = lab.store.commit
 
+    commits, both = 0, anyio.Event()
+
     async def counted(changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+        nonlocal commits
+        commits += 1
+        if commits == 2:
+            both.set()
+        await both.wait()  # neither has ended all of it before the other one begins
         outcomes = list(await commit(changes))
         losses.extend(outcome for outcome in outcomes if isinstance(outcome, Lost))
         return outcomes
 
-    monkeypatch.setattr(lab.store, "commit", counted)
     steps: list[wat.Step] = []
     for n in range(12):
         steps += [wat.call("note", b"%d" % n), wat.checkpoint()]
     key = await lab.start(wat.script(*steps, reentrant=reentrant))
+    monkeypatch.setattr(lab.store, "commit", counted)
     async with (
         lab.worker(ledger.activity(), queues=("none",)) as one,
         lab.worker(ledger.activity(), queues=("none",)) as two,
