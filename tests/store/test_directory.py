@@ -833,3 +833,26 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_names_no_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"names no store: use .*file:///absolute/folder"):
         open_store(url)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_an_instance_that_is_made_between_two_looks_is_not_taken_for_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, deleted: bool
+) -> None:
+    async with opened(tmp_path) as store, opened(tmp_path) as other:
+        get, looks = store.backend.get, 0
+
+        async def overtaken(name: str) -> object:
+            nonlocal looks
+            found, looks = await get(name), looks + 1
+            if looks == 1:
+                assert found is None
+                assert await other.commit([change("w", None)]) == [Won(1, 0)]
+            elif looks == 2 and deleted:
+                assert await other.commit([deletion("w", ("run-default-w", 1))]) == [Won(0, 0)]
+                found = await get(name)
+            return found
+
+        monkeypatch.setattr(store.backend, "get", overtaken)
+        [outcome] = await store.commit([change("w", None, "mine")])
+        assert outcome == Won(1, 0) if deleted else isinstance(outcome, Lost)

@@ -695,3 +695,21 @@ def test_it_is_opened_again_in_another_event_loop(tmp_path: Path) -> None:
     for backend in ("asyncio", "asyncio", "trio", "asyncio"):
         anyio.run(once, backend=backend)
     assert len(reached) == 4
+
+
+async def test_an_instance_that_is_made_between_two_looks_is_not_taken_for_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database(tmp_path)) as store, opened(database(tmp_path)) as other:
+        patiently, looks = store._patiently, 0
+
+        async def overtaken(query: Callable[[], object]) -> object:
+            nonlocal looks
+            found, looks = await patiently(query), looks + 1
+            if looks == 1:
+                assert found is None
+                assert await other.commit([change("w", None)]) == [Won(1, 0)]
+            return found
+
+        monkeypatch.setattr(store, "_patiently", overtaken)
+        assert await store.load(key("w")) is not None

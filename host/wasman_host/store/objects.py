@@ -183,17 +183,25 @@ class ObjectStore(Store):
 
     async def _living(self, key: Key) -> _Cell | None:
         """The head, or None where there is no instance; `CorruptSnapshotError` where it is lost."""
-        cell = await self._read(key)
-        if cell is None:
-            await self._check_remains(key)
+        cell = await self._found(key)
         return None if cell is None or cell.head.deleted else cell
 
-    async def _check_remains(self, key: Key) -> None:
-        folder = heads.folder_of(key)
-        if any(name.endswith("-born") for name in await self.backend.list(folder)):
+    async def _found(self, key: Key) -> _Cell | None:
+        """The head as it is now, a tombstone included; `CorruptSnapshotError` where it is lost."""
+        cell = await self._read(key)
+        if cell is not None or not (born := await self._born(key)):
+            return cell
+        # Perhaps it was made between the two looks. A head is there before it is born and goes after that is forgotten,
+        # so one that is not there now, and is born before and behind this look, is lost.
+        cell = await self._read(key)
+        if cell is None and born & await self._born(key):
             raise CorruptSnapshotError(
                 f"the instance {key} has objects of its runs or mail in {self.backend.place}, but its record is missing"
             )
+        return cell
+
+    async def _born(self, key: Key) -> set[str]:
+        return {name for name in await self.backend.list(heads.folder_of(key)) if name.endswith("-born")}
 
     async def _swap(self, cell: _Cell | None, head: Head, draft: _Draft) -> _Cell | None:
         """Put `head` in the place of `cell`; None where somebody was faster."""
@@ -305,9 +313,7 @@ class ObjectStore(Store):
         while True:
             known = cell is not None
             if cell is None:
-                cell = await self._read(key)
-                if cell is None:
-                    await self._check_remains(key)
+                cell = await self._found(key)
             if cell is not None and cell.head.outbox and cell.head.nonce != change.nonce:
                 await self._flush(cell)
                 cell = None

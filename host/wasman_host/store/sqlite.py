@@ -409,14 +409,28 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def load(self, key: Key) -> Stored | None:
-        row = await self._patiently(lambda: self._connection.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
+        row = await self._patiently(lambda: self._row(key)) or await self._patiently(lambda: self._row_or_nothing(key))
         if row is None:
-            await self._patiently(lambda: self._check_remains(key))
             self._watchers.saw(key, None)
             return None
         stored = stored_of(row)
         self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
         return stored
+
+    def _row(self, key: Key) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._connection.execute(sql.LOAD, (key.tenant, key.id)).fetchone()
+        return row
+
+    def _row_or_nothing(self, key: Key) -> tuple[Any, ...] | None:
+        """Where there is no row, there is nothing else either: by one view of the file, for it may just be made."""
+        self._connection.execute("begin")
+        try:
+            row = self._row(key)
+            if row is None:
+                self._check_remains(key)
+            return row
+        finally:
+            self._connection.execute("rollback")
 
     @override
     async def former(self, key: Key, run: str) -> Stored | None:
