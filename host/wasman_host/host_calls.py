@@ -16,6 +16,7 @@ from wasman_host.guest import abi_v0, abi_v1
 from wasman_host.guest.wasi import Sleep
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
+from wasman_host.reasons import failed_by_guest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -136,7 +137,7 @@ class HostCalls:
                 early = machine.finished_early()
                 if early is not None:
                     raise early
-                await self._instance.fail(_failure_by_guest(call.request))
+                await self._instance.fail(failed_by_guest(call.request, "GuestFailure"))
                 raise GivenUp
         return self._refuse("UnknownName", f"{call.name!r} is none of the host's own names")
 
@@ -162,12 +163,3 @@ def _is_json(data: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _failure_by_guest(request: bytes) -> Failure:
-    """What the guest said of its own failure; guests that send no JSON have sent the message."""
-    try:
-        given = json.loads(request)
-        return Failure(str(given.get("type") or "GuestFailure"), str(given["message"]), given.get("details"))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return Failure("GuestFailure", request.decode(errors="replace"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wasman_host.errors import Failure, GuestLimitError, LimitError
 from wasman_host.guest.live import Ended, Trapped
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from wasman_host.record import Limits
     from wasman_host.store.protocol import Key
 
-__all__ = ["PANIC", "exceeded", "panicked", "with_command"]
+__all__ = ["PANIC", "exceeded", "failed_by_guest", "panicked", "with_command"]
 
 PANIC = "Panic"  # the type of a failure
 _PANICKED = 2  # the code that a Go program exits with then
+_DEEPEST = 200  # levels of a failure: the store is written to a depth of 255, record and all
 
 _UNITS = {"table_elements": "COUNT", "turn_seconds": "SECONDS"}
 
@@ -48,6 +50,29 @@ def exceeded(key: Key, limits: Limits, outcome: Exceeded) -> GuestLimitError:
             f"deep; raise the limit and unblock, or terminate it and mend the guest\n{outcome.backtrace}"
         )
     return GuestLimitError(message, "" if outcome.refused else outcome.limit)
+
+
+def failed_by_guest(data: bytes, kind: str) -> Failure:
+    """What a guest says of its own failure, of type `kind` where it says none.
+
+    What is no failure in JSON is the message; so is one that is nested deeper than what is stored can be.
+    """
+    try:
+        given = json.loads(data)
+        failure = Failure.of_json({**given, "type": given.get("type") or kind})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return Failure(kind, data.decode(errors="replace"))
+    return Failure(kind, data.decode(errors="replace")) if _is_deep(given) else failure
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        within = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [inner for inners in within for inner in inners]
+        if not level:
+            return False
+    return True
 
 
 def panicked(said: Sequence[str], outcome: Ended | Trapped) -> Failure | None:

@@ -12,7 +12,6 @@ meanwhile, another task takes the delivering over.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import defaultdict, deque
@@ -34,6 +33,7 @@ from wasman_host.machine import CANCELLED
 from wasman_host.operations import Operations
 from wasman_host.oplog import Delivery
 from wasman_host.payload import Payload
+from wasman_host.reasons import failed_by_guest
 from wasman_host.wake import Answer
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class Turns:
                 raise GuestLimitError(message, "request")
             await self._instance.finish(Payload.of(end.result or b"null"))
         elif isinstance(end, abi_v1.FailCommand):
-            await self._instance.fail(_failure_by(end.failure))
+            await self._instance.fail(failed_by_guest(end.failure, "Error"))
 
     # A turn
 
@@ -641,12 +641,3 @@ class Turns:
         await self.commit(lambda: self._machine.sleeps(wake, waits_for))
         instance.report("released", logging.DEBUG, f"run {instance.run} of {self._key} is released: it waits")
         raise GivenUp
-
-
-def _failure_by(data: bytes) -> Failure:
-    """What the guest says of its own failure; what is no JSON is the message."""
-    try:
-        given = json.loads(data)
-        return Failure.of_json({"type": "Error", **given})
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return Failure("Error", data.decode(errors="replace"))

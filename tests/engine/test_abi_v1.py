@@ -70,6 +70,21 @@ async def test_a_run_fails_by_what_its_guest_says(lab: MemoryLab, failure: bytes
     assert (found.status, found.record.failure.type, found.record.failure.message) == (Status.FAILED, type_, message)
 
 
+@pytest.mark.parametrize("depth", [150, 240, 700, 940, 5000])
+async def test_a_failure_may_be_nested_as_deep_as_its_guest_likes(lab: MemoryLab, depth: int) -> None:
+    await lab.start(turning(Turn(fail(b'{"type":"Deep","message":"m","details":%s}' % (b"[" * depth + b"]" * depth)))))
+    async with lab.worker():
+        found = await lab.ended()
+    assert found.status is Status.FAILED
+    assert found.record is not None
+    assert found.record.failure is not None
+    if depth == 150:
+        assert (found.record.failure.type, found.record.failure.message) == ("Deep", "m")
+    else:
+        assert found.record.failure.type == "Error"
+        assert found.record.failure.message.startswith('{"type":"Deep"')
+
+
 async def test_what_is_behind_the_end_is_not_read(lab: MemoryLab) -> None:
     await lab.start(turning(Turn(complete(b"1") + complete(b"2") + call(7, "note"))))
     assert await lab.complete() == 1
