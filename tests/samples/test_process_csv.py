@@ -30,7 +30,7 @@ from samples.process_csv.app import (
     process_csv_plain,
     record_batch,
 )
-from samples.process_csv.demo import BATCH_ROWS, DemoError, Display, Run, draw_kills
+from samples.process_csv.demo import BATCH_ROWS, DemoError, Display, Kill, Run, draw_kills
 from tests.doc_pages import run_page
 from wasman_host.instance import Instance
 from wasman_sdk import ApplicationError, Client, FileSink, FileSource, Workflow, WorkflowFailedError
@@ -508,3 +508,10 @@ async def test_two_processes_end_with_byte_identical_memory(
         assert len(again) == len(memory)
         pages = [at for at in range(0, len(memory), 4096) if memory[at : at + 4096] != again[at : at + 4096]]
         assert not pages, f"{how}: pages at {pages} of {len(memory)} bytes differ"
+
+
+def test_a_kill_before_a_commit_is_drawn_where_there_is_one() -> None:
+    last = 30_000 // BATCH_ROWS
+    assert Kill(28_500, "commit").plan(30_000) == {"commit": last - 1}, "a guest in plain Go ends with its last batch"
+    assert Kill(28_500, "inside").plan(30_000) == {"inside": last}
+    assert Kill(28_500, "anywhere").plan(30_000) == {"late": last}
