@@ -145,6 +145,7 @@ async def test_a_guest_that_receives_makes_room_for_those_that_were_refused(disk
     assert max(seen) == 5
 
 
+@pytest.mark.once
 async def test_a_hundred_thousand_that_nobody_asks_for_are_bounded_and_shown(lab: MemoryLab) -> None:
     await lab.start(WAITS)
     most, count = Limits().signals, 100_000

@@ -18,6 +18,8 @@ from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import CLOSED
 
 GUESTS = Path(__file__).parent.parent / "guests" / "asyncified"
+pytestmark = pytest.mark.once  # thousands of calls, with guests that are the same on every version of Python
+
 CALLS = 1000
 NEVER = SnapshotPolicy(turns=1 << 30, seconds=1e9)  # kept only where its worker leaves
 ENDING = 7 + 1  # what waits.c adds at its end: its signal, and that its last call was cancelled

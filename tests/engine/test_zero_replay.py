@@ -38,6 +38,10 @@ from wasman_host.record import Limits, Pinned, Record
 from wasman_host.store import Key, SkippingStore
 from wasman_host.turns import Turns
 
+pytestmark = (
+    pytest.mark.once
+)  # drawn programs and many processes; what is theirs is the same on every version of Python
+
 SEEDS = int(os.environ.get("WASMAN_PROGRAMS", "6"))
 BEGIN = 1_700_000_000 * 10**9
 KEY = Key("default", "w")

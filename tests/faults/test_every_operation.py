@@ -18,6 +18,8 @@ from tests.faults.scenario import SHAPES, Lived, Shape, live, quickly
 from tests.lab import DirectoryLab, Lab, MemoryLab, SqliteLab
 from wasman_sdk.testing import Fault, How, Point
 
+pytestmark = pytest.mark.once  # hundreds of runs, which wait for syncs
+
 EVERY = "WASMAN_FAULTS" in os.environ  # make faults
 # Of how many operations one is disturbed in the short form: what each costs is mostly the syncs of its store.
 STRIDE = {"replayed": 3, "re-entrant": 2, "evicted": 5}
