@@ -659,11 +659,12 @@ class Instance:
                 break
         return ended
 
-    async def _drive(self, name: str, arguments: Sequence[int]) -> Ended | Trapped:
+    def _drive(self, name: str, arguments: Sequence[int]) -> Awaitable[Ended | Trapped]:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
+        # Without a frame of its own: thousands of instances may wait in there.
         assert self.guest is not None, "the guest was loaded"
         kept = self._suspended is not None
-        return await self.driven(self._entered(self.guest, name, arguments), kept=kept)
+        return self.driven(self._entered(self.guest, name, arguments), kept=kept)
 
     async def driven(
         self, outcome: Parked | Yielded | Ended | Trapped | Exceeded, *, kept: bool = False
@@ -1072,8 +1073,7 @@ class Instance:
         assert self._beside is None, "what is committed next is made over what is committed beside this task"
         # One inside of the commit would leave its outcome unknown, and what is committed instead would be taken for the
         # same commit, by its nonce.
-        if self._scope.cancel_called:
-            await self.feel()
+        await self.feel()
         self._committing = True
         try:
             outcome = await self._durable(self._change(proposal))

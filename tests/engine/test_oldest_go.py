@@ -6,13 +6,11 @@ The committed modules are the newest one's.
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from attrs import evolve
 
 from tests.lab import Ledger, MemoryLab
-from wasman_host.instance import Instance
 from wasman_sdk._build import compilers
 from wasman_sdk._build.compilers import Compiler
 from wasman_sdk._build.compiling import build
@@ -47,18 +45,8 @@ def programs() -> bytes:
 
 
 async def test_its_guests_are_evicted_at_every_turn_and_repeat_none(
-    lab: MemoryLab, programs: bytes, monkeypatch: pytest.MonkeyPatch
+    lab: MemoryLab, programs: bytes, evicts_at_every_turn: list[str]
 ) -> None:
-    closed: list[str] = []
-    keep = Instance.keep
-
-    async def evicting(self: Instance, *given: Any) -> None:
-        await keep(self, *given)
-        closed.append(self.key.id)
-        self.close_guest()
-
-    monkeypatch.setattr(Instance, "keeps", lambda *_: True)
-    monkeypatch.setattr(Instance, "keep", evicting)
     ledger = Ledger()
     await lab.start(programs, 20, entry="calls", id="calls")
     await lab.start(programs, {"width": 10, "steps": 5}, entry="wide", id="wide")
@@ -68,4 +56,4 @@ async def test_its_guests_are_evicted_at_every_turn_and_repeat_none(
         assert await lab.result("wide") == 50
         assert await lab.result("sleeps") >= 50
     assert len(set(ledger.keys)) == len(ledger.rows) == 70
-    assert "wide" in closed
+    assert "wide" in evicts_at_every_turn

@@ -18,7 +18,6 @@ from wasman_host.errors import (
     GuestLimitError,
     GuestTimeoutError,
 )
-from wasman_host.instance import Instance
 from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
@@ -41,22 +40,6 @@ def saga(ledger: Ledger) -> list[Any]:
 
 def names(ledger: Ledger) -> list[str]:
     return [name for _, _, name, _ in ledger.rows]
-
-
-@pytest.fixture
-def evicts_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every turn is followed by a snapshot, and the guest's memory is given up; what was closed so."""
-    closed: list[str] = []
-    keep = Instance.keep
-
-    async def evicting(self: Instance, *given: Any) -> None:
-        await keep(self, *given)
-        closed.append(self.key.id)
-        self.close_guest()
-
-    monkeypatch.setattr(Instance, "keeps", lambda *_: True)
-    monkeypatch.setattr(Instance, "keep", evicting)
-    return closed
 
 
 @COMPILERS

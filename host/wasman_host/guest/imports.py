@@ -141,7 +141,9 @@ def _asynchronous(function: HostFunction) -> Any:
                 given = arrived(name)
             result = body(guest, *given)
             if isinstance(result, Request):
-                guest.request, guest.waits_in = result, (name, given)
+                guest.request = result
+                if guest.module.asyncified is not None:
+                    guest.waits_in = (name, given)
             else:
                 guest.answer(result or 0)
         except BaseException as error:  # noqa: BLE001  nothing may pass through wasm, KeyboardInterrupt included

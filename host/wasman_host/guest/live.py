@@ -144,7 +144,8 @@ class Guest:
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
         transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
-        waits_in: The import that it is parked in, such as "env.host_call_api", and what it gave to it; None else.
+        waits_in: The import that a guest whose stack can be unwound is parked in, such as "env.host_call_api", and what
+            it gave to it; None else.
         rewinding: Called with the first import that it comes to, for what it gave to it; None unless its stack is being
             built up again.
         exchange: What a guest of ABI v1 pulls and flushes; None for others.
