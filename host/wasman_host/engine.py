@@ -196,7 +196,7 @@ class Engine:
         Raises:
             CorruptSnapshotError: The image that the run was started on is gone or damaged.
         """
-        name = f"{module.digest}-{'command' if entry == '_start' else 'reactor'}"
+        name = _image_name(module, entry)
         if name not in self._origins:
             async with self._loading:
                 if name not in self._origins:
@@ -347,6 +347,12 @@ class Engine:
         ready = self.lease_is_valid and self._tasks is not None and not self._leaving.is_set()
         return self.worker if ready and queue in self._queues and len(self._live) < self._max else None
 
+    def image(self, module: str, entry: str) -> str:
+        """Digest of the image under its guests of that module and entry; "" where it has laid none yet."""
+        loaded = self._modules.get(module)
+        origin = None if loaded is None else self._origins.get(_image_name(loaded, self.entry(loaded, entry)))
+        return "" if origin is None or origin.unfinished else origin.digest
+
     def adopt(self, stored: Stored, created: Proposal) -> None:
         """Live an instance that was just created by `created`, owned by this worker."""
         present = self._live.get(stored.key)  # the run before, which has ended, and whose task is about to
@@ -432,6 +438,10 @@ class Engine:
         for instance in list(self._live.values()):
             if instance.expires is not None and now >= instance.expires:
                 instance.expire()
+
+
+def _image_name(module: GuestModule, entry: str) -> str:
+    return f"{module.digest}-{'command' if entry == '_start' else 'reactor'}"
 
 
 def _worker_id() -> str:

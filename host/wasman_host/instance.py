@@ -182,7 +182,8 @@ class Instance:
         self._stored = claim.stored
         self._created = created
         self._version = claim.stored.version
-        self._nonce = secrets.token_hex(8)  # drawn once: with the version behind it, it is drawn for each commit
+        # Drawn once, where it was not just drawn for the creation: with the version behind it, it is one a commit.
+        self._nonce = secrets.token_hex(8) if created is None else claim.stored.nonce
         self._scope = anyio.CancelScope()
         self._committing = False
         self._beside: anyio.Event | None = None  # set when what is committed beside this task is
@@ -383,8 +384,11 @@ class Instance:
         except ConcurrentExecutionError as error:
             self.log.info("%s", error)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._let_go()
+            if self._beside is None and not self._streams.are_open:
+                self._forget_guest()
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._let_go()
 
     async def _claimed_again(self, pause: float) -> None:
         """Read the instance again, as soon as the store answers, for as long as this worker owns it."""
@@ -649,15 +653,18 @@ class Instance:
         result = self.machine.result or self._integers(ended.values)
         await self.finish(result)
 
-    async def drive(self) -> Ended | Trapped:
+    def drive(self) -> Awaitable[Ended | Trapped]:
         """Call what initialises the guest, where that belongs to the run, then its entry: how it ends."""
         initialisers = [] if self._origin is not None else self._module.initialisers(self._entry)
-        ended: Ended | Trapped = Ended()
-        for name in (*initialisers, self._entry):
-            ended = await self._drive(name, self._arguments() if name == self._entry else ())
+        # Without a frame of its own where it has nothing more to do: thousands of instances may wait in the entry.
+        return self._drive_all(initialisers) if initialisers else self._drive(self._entry, self._arguments())
+
+    async def _drive_all(self, initialisers: Sequence[str]) -> Ended | Trapped:
+        for name in initialisers:
+            ended = await self._drive(name, ())
             if isinstance(ended, Trapped) or ended.code:
-                break
-        return ended
+                return ended
+        return await self._drive(self._entry, self._arguments())
 
     def _drive(self, name: str, arguments: Sequence[int]) -> Awaitable[Ended | Trapped]:
         """Run an exported function of the guest from one host call to the next, until it has returned."""
@@ -1220,9 +1227,12 @@ class Instance:
     async def _let_go(self) -> None:
         """Close the guest and its streams; what is durable stays."""
         await self.settled()
+        self._forget_guest()
+        await self._streams.close()
+
+    def _forget_guest(self) -> None:
         self.close_guest()
         self.turns = None
-        await self._streams.close()
 
     def close_guest(self) -> None:
         """Give the guest's memory up."""

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, field, frozen
 
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
-from wasman_host.oplog import EMPTY_CHAIN, Delivery, Entry, Operation, Tail, chained, encode_entry, entry_address
+from wasman_host.oplog import (
+    EMPTY_CHAIN,
+    Delivery,
+    Entry,
+    Operation,
+    Tail,
+    chained,
+    encode_entry,
+    encode_operation,
+    entry_address,
+)
 from wasman_host.payload import Payload
 from wasman_host.record import (
     ArchiveReference,
@@ -158,11 +168,13 @@ def create(
     now: int,
     *,
     begins: int | None = None,
+    image: str = "",
     deflate: bool = True,
 ) -> Proposal:
     """The proposal that starts a run: its record and log entry 0, which holds its input and session.
 
-    `now` and `begins` are in ns since 1970: where a run is to begin later, its guest's time begins then.
+    `now` and `begins` are in ns since 1970: where a run is to begin later, its guest's time begins then. `image` is the
+    digest of its base image where that is known already, which saves the commit that pins it.
     """
     begins = now if begins is None else begins
     deliveries = [Delivery("start", payload=_placed(given, "payload-0-0"))]
@@ -172,7 +184,7 @@ def create(
     sealed = seal(entry_address(tenant, id_, run, 0), encoded, after=EMPTY_CHAIN)
     blobs = _blobs(tenant, id_, run, [delivery.payload for delivery in deliveries], deflate=deflate)
     tail = Tail(1, begins, len(sealed) + _size(blobs), digest_of(sealed))
-    record = Record(run=run, pinned=pinned, created=now)
+    record = Record(run=run, pinned=pinned, image=image, created=now)
     if begins > now:
         record = evolve(record, status=Status.WAITING, reason=f"begins at {_moment(begins)}")
     return Proposal(record, tail, entries=[(0, sealed)], blobs=blobs, delivered=deliveries)
@@ -350,24 +362,23 @@ class Machine:
         Raises:
             NondeterminismError: The log holds something else at this place.
         """
-        operation = Operation(kind, name, request, self.read, self.written, self.crc)
-        encoded = operation.encoded
+        encoded = encode_operation(kind, name, request, self.read, self.written, self.crc)
         if self._asks_again:
             self._asks_again = False
-            return self._issued_again(encoded, operation)
+            return self._issued_again(encoded)
         number = self._count
         self._count += 1
         self._digest = chained(self._digest, (encoded,))
         self._unlogged.append(encoded)
         if self._past:
-            self._compare(number, operation)
+            self._compare(number, Operation(kind, name, request, self.read, self.written, self.crc))
         return number
 
-    def _issued_again(self, encoded: bytes, operation: Operation) -> int:
+    def _issued_again(self, encoded: bytes) -> int:
         if encoded != self._unlogged[-1]:
             message = (
                 f"{self} was kept as its guest waited for {self._unlogged[-1].decode()}, and restored it asks for "
-                f"{operation}. Its data is untouched; mend the cause and unblock, or terminate"
+                f"{encoded.decode()}. Its data is untouched; mend the cause and unblock, or terminate"
             )
             raise NondeterminismError(message)
         return self._count - 1

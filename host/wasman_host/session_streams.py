@@ -217,6 +217,11 @@ class SessionStreams:
         except (BlockedError, OSError) as error:
             logger.warning("the part of %s stays: %s", machine, error)
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there is anything to close."""
+        return bool(self._readers or self._writers)
+
     async def close(self) -> None:
         """Give up what is open; parts stay."""
         readers, self._readers = self._readers, {}

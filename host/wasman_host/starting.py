@@ -12,6 +12,7 @@ run are committed together from here: the fence stops whoever lives it at the ne
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -136,6 +137,9 @@ class Adopter(Protocol):
     def adopts(self, queue: str) -> str | None:
         """The owner to create it with, or None where it may not."""
 
+    def image(self, module: str, entry: str) -> str:
+        """Digest of the image under its guests of that module and entry; "" where it has laid none yet."""
+
     def adopt(self, stored: Stored, created: Proposal) -> None:
         """Begin it: it was created, owned by what `adopts` gave."""
 
@@ -191,8 +195,9 @@ async def start(
         now = store.now()
         begins = now + options.start_delay
         pinned = _pinned(workflow, name, options, begins, place)
-        proposal = create(tenant, id_, run, pinned, *stored, now, begins=begins, deflate=store.deflates)
         worker, owner = _adopter(workers, options.queue) if begins == now else (None, None)
+        image = worker.image(name.module, name.entry) if worker is not None else ""
+        proposal = create(tenant, id_, run, pinned, *stored, now, begins=begins, image=image, deflate=store.deflates)
         wake = None if owner else begins
         change = creation(key, proposal, owner=owner, wake=wake, expected=place.expected)
         try:
@@ -237,12 +242,16 @@ def _check_options(id_: str, options: StartOptions) -> None:
 
 def _pinned(workflow: str, name: Deployment, options: StartOptions, begins: int, place: _Place) -> Pinned:
     """What never changes within the run; its timeouts count from when it begins."""
+    resume = options.resume or name.resume
+    own = (options.sources, options.sinks, options.memo, options.attributes, place.previous)
+    if not any(own) and options.execution_timeout is None and options.run_timeout is None:
+        return _shared(workflow, name, resume, options.limits, options.queue)
     ends = [begins + timeout for timeout in (options.execution_timeout, options.run_timeout) if timeout is not None]
     return Pinned(
         workflow=workflow,
         module=name.module,
         entry=name.entry,
-        resume=options.resume or name.resume,
+        resume=resume,
         limits=options.limits,
         sources=dict(options.sources),
         sinks=dict(options.sinks),
@@ -255,6 +264,12 @@ def _pinned(workflow: str, name: Deployment, options: StartOptions, begins: int,
         run_timeout=options.run_timeout,
         previous=place.previous,
     )
+
+
+@functools.lru_cache(1000)
+def _shared(workflow: str, name: Deployment, resume: str, limits: Limits, queue: str) -> Pinned:
+    """What most runs of a workflow have pinned: made, encoded and kept in memory once."""
+    return Pinned(workflow, name.module, name.entry, resume, limits, queue=queue, engine=SETTINGS)
 
 
 # Where the id has a run already

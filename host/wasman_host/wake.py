@@ -13,6 +13,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import anyio
 import sniffio
 
 if TYPE_CHECKING:
@@ -82,6 +83,26 @@ class Answer(Generic[T]):
         if error is not None:
             raise error
         return value  # type: ignore[return-value]  # T may be None itself
+
+    async def within(self, seconds: float) -> None:
+        """Wait until something was given, at most so long; what was given is left to `wait`."""
+        if self._outcome is not None:
+            return
+        if isinstance(self._future, asyncio.Future):
+            # A timer of the loop costs a third of a cancel scope.
+            timer = asyncio.get_running_loop().call_later(seconds, self._over, self._future)
+            try:
+                await self._future
+            finally:
+                timer.cancel()
+        else:
+            with anyio.move_on_after(seconds):
+                await self._future.wait()
+
+    @staticmethod
+    def _over(future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)
 
 
 def poster() -> Callable[[Callable[[], object]], None]:

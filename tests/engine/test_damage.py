@@ -9,13 +9,18 @@ import subprocess
 import anyio
 import anyio.to_thread
 import pytest
+from attrs import evolve
 
 from tests import wat
 from tests.lab import DirectoryLab, DiskLab, Ledger, SqliteLab, answers
 from wasman_host import control
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import CorruptSnapshotError
-from wasman_host.store import Key, Status
+from wasman_host.oplog import Tail, encode_tail
+from wasman_host.payload import Payload
+from wasman_host.record import Pinned, Record
+from wasman_host.store import Key, Status, Stored
+from wasman_host.stored import columns_of, open_record, sealed_record
 
 KINDS = ["record", "tail", "first entry", "entry", "snapshot", "payload", "image", "module"]
 DAMAGES = ["flipped", "truncated", "swapped", "deleted", "unpacked", "empty", "doubled"]
@@ -211,3 +216,20 @@ async def test_mail_that_is_damaged_blocks(how: str, disk: SqliteLab) -> None:
             await disk.unblock()
             assert await disk.result() == [1, 2, 3, -2]
             assert [kind for _, kind in (await disk.record()).undelivered] == ["damaged"]
+
+
+def test_the_record_of_a_run_that_has_ended_here_is_known_by_its_own_bytes_only() -> None:
+    key = Key("default", "w")
+    record = Record("run", Pinned("flow", "m" * 64), Status.COMPLETED, result=Payload.of(b"1"), closed=1)
+    sealed, tail = sealed_record(key, record), encode_tail(Tail(1))
+    columns = columns_of(record, 0, owner=None, wake=None)
+    stored = Stored(key, "run", 1, "nonce", columns, sealed, 0, tail)
+    assert open_record(stored) is record, "what was just sealed is opened again"
+    for wrong in (
+        evolve(stored, record=sealed[:-1] + bytes([sealed[-1] ^ 1])),
+        evolve(stored, key=Key("default", "v")),
+        evolve(stored, run="another"),
+        evolve(stored, columns=evolve(columns, status=Status.FAILED)),
+    ):
+        with pytest.raises(CorruptSnapshotError):
+            open_record(wrong)

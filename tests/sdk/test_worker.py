@@ -17,6 +17,8 @@ import pytest
 
 from tests import wat
 from tests.go_guests import guest
+from wasman_host.store import Key
+from wasman_host.stored import open_record
 from wasman_sdk import Client, InvalidArgumentError, Worker, Workflow, activity
 from wasman_sdk.testing import WorkflowEnvironment
 
@@ -47,6 +49,23 @@ async def test_a_guest_is_kept_after_so_many_turns_as_is_said(turns: int, snapsh
         env.mock_activity("echo", does=lambda given: given)
         assert await env.client.execute_workflow(calls, 13, id="w") == 13
     assert sum("snapshot-" in commit for commit in env.commits) == snapshots
+
+
+async def test_a_run_is_pinned_to_the_image_that_its_worker_has_by_the_commit_that_starts_it() -> None:
+    notes: list[str] = []
+    images = []
+    async with (
+        Client.connect("memory://") as client,
+        Worker(client, workflows=[TWICE], activities=[counted], resources=[Pool(notes)]),
+    ):
+        for name in ("first", "second"):
+            handle = await client.start_workflow(TWICE, None, id=name)
+            stored = await client.store.load(Key("default", name))
+            assert stored is not None
+            images.append(open_record(stored).image)
+            await handle.result()
+    assert images[0] == "", "its worker had not loaded the module yet"
+    assert images[1]
 
 
 # Resources

@@ -2,6 +2,7 @@
 
 import math
 import random
+import secrets
 import sqlite3
 from typing import Any
 
@@ -24,6 +25,7 @@ from wasman_host.store import (
     Sent,
     SqliteStore,
     Status,
+    Step,
     Stored,
     Unread,
     Won,
@@ -1307,3 +1309,52 @@ async def test_a_store_that_is_not_open_says_so(setting: Setting) -> None:
     ):
         with pytest.raises(StoreUnavailableError, match="not open"):
             await call
+
+
+async def test_what_a_handle_gives_after_its_own_writes_is_what_another_one_gives(setting: Setting) -> None:
+    """A store may keep in mind what it has read or written; every kind of write must then be in it."""
+    store = setting.store
+    where = key("w")
+
+    async def same() -> Stored:
+        stored = await setting.get("w")
+        assert await store.load(where) == stored
+        assert await store.load(where) == stored  # and what is kept in mind of it
+        return stored
+
+    await setting.create("w", wake=START)
+    await same()
+    await setting.send("w", "m1")
+    await same()
+    await setting.work("worker")
+    assert await setting.claim("worker") == ["w"]
+    stored = await same()
+    step = Step(where, stored.run, stored.version, secrets.token_hex(8), b"further", [(0, b"entry")])
+    assert isinstance((await store.commit([step]))[0], Won)
+    stored = await same()
+    assert isinstance(await setting.step(stored, record=b"written anew"), Won)
+    stored = await same()
+    assert isinstance(await setting.step(stored, columns=attrs.evolve(stored.columns, wake=START + 1)), Won)
+    await same()
+    await store.leave("worker")
+    stored = await same()
+    ended = attrs.evolve(stored.columns, status=Status.COMPLETED, closed=START + 2)
+    assert isinstance(await setting.step(stored, columns=ended, consumes=["m1"]), Won)
+    stored = await same()
+    again = change("w", (stored.run, stored.version), "run-2", columns=columns(created=START + 3))
+    assert isinstance(await setting.commit(again), Won)
+    stored = await same()
+    assert isinstance(await setting.commit(deletion("w", (stored.run, stored.version))), Won)
+    assert await store.load(where) is None
+
+
+async def test_what_is_written_together_with_a_message_is_read_with_it(setting: Setting) -> None:
+    store, ended = setting.store, columns(status=Status.COMPLETED, closed=START)
+    await setting.create("v")
+    await store.load(key("v"))
+    async with anyio.create_task_group() as tasks:  # on SQLite one transaction, in this order
+        for one in (change("w", None), change("x", None, columns=ended)):
+            tasks.start_soon(store.commit, [one])
+        tasks.start_soon(store.send, message("w", "m1"))
+    assert await store.load(key("w")) == await setting.get("w")
+    assert await store.load(key("x")) == await setting.get("x")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from wasman_host.errors import (
     StoreSchemaError,
     StoreUnavailableError,
 )
-from wasman_host.store import Filter, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store, statements
+from wasman_host.store import Filter, Key, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store, statements
 from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -701,15 +702,40 @@ async def test_an_instance_that_is_made_between_two_looks_is_not_taken_for_a_los
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(database(tmp_path)) as store, opened(database(tmp_path)) as other:
-        patiently, looks = store._patiently, 0
+        row, looks = store._row, 0
 
-        async def overtaken(query: Callable[[], object]) -> object:
+        def overtaken(of: Key) -> object:
             nonlocal looks
-            found, looks = await patiently(query), looks + 1
+            found, looks = row(of), looks + 1
             if looks == 1:
                 assert found is None
-                assert await other.commit([change("w", None)]) == [Won(1, 0)]
+                other._write(partial(other._apply, change("w", None)))
+                other._group._flush()
             return found
 
-        monkeypatch.setattr(store, "_patiently", overtaken)
+        monkeypatch.setattr(store, "_row", overtaken)
         assert await store.load(key("w")) is not None
+
+
+async def test_what_was_rolled_back_is_not_kept_in_mind(tmp_path: Path) -> None:
+    async with opened(database(tmp_path)) as store:
+        assert await store.load(key("w")) is None
+        with pytest.raises(CorruptSnapshotError, match="is there already"):
+            await store.commit([change("w", None, blobs=[blob("a"), blob("a")])])
+        assert await store.commit([change("v", None)]) == [Won(1, 0)]
+        assert await store.load(key("w")) is None
+
+
+async def test_a_store_that_is_opened_again_has_nothing_in_mind(tmp_path: Path) -> None:
+    store = SqliteStore(database(tmp_path))
+    await store.open()
+    assert await store.commit([change("w", None)]) == [Won(1, 0)]
+    await store.load(key("w"))
+    await store.close()
+    async with opened(database(tmp_path)) as other:
+        assert await other.send(message("w", "m1")) is Sent.ACCEPTED
+    await store.open()
+    found = await store.load(key("w"))
+    await store.close()
+    assert found is not None
+    assert found.mail == 1

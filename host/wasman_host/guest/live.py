@@ -110,28 +110,36 @@ class _Function:
 
     Attributes:
         args: The integer of each argument; what does not fit is cut to its width.
-        results: That of each result.
         call: Addresses and counts, as `capi.call_async` wants them.
     """
 
-    __slots__ = ("_export", "_places", "args", "call", "results")
+    __slots__ = ("_export", "_function", "_results", "_values", "args", "call")
 
     def __init__(self, export: capi.Extern, function: Function) -> None:
-        params, kinds = ([_KINDS[kind] for kind in each] for each in (function.params, function.results))
-        given = (capi.Value * max(1, len(params)))()
-        got = (capi.Value * max(1, len(kinds)))()
-        for value, kind in zip(given, params, strict=False):
-            value.kind = ctypes.c_uint8(kind)
-        self.args, self.results = _integers(given, params), _integers(got, kinds)
-        self._export, self._places = export, (given, got)  # whose addresses follow
-        self.call = (addressof(export.of.func), addressof(given), len(params), addressof(got), len(kinds))
+        given, got = len(function.params), len(function.results)
+        values = (capi.Value * max(1, given + got))()  # of the arguments, then of the results
+        for value, kind in zip(values, function.params, strict=False):
+            value.kind = ctypes.c_uint8(_KINDS[kind])
+        self.args = _integers(values, function.params)
+        self._results: list[ctypes.c_int32 | ctypes.c_int64] | None = None
+        self._export, self._function, self._values = export, function, values  # whose addresses follow
+        first = addressof(values)
+        self.call = (addressof(export.of.func), first, given, first + given * ctypes.sizeof(capi.Value), got)
+
+    def results(self) -> list[int]:
+        """The integer of each result, after it has returned."""
+        if self._results is None:  # only now: thousands of guests may wait in a call that has not returned yet
+            self._results = _integers(self._values, self._function.results, len(self.args))
+        return [result.value for result in self._results]
 
 
-def _integers(places: ctypes.Array[capi.Value], kinds: Sequence[int]) -> list[ctypes.c_int32 | ctypes.c_int64]:
+def _integers(
+    values: ctypes.Array[capi.Value], kinds: Sequence[str], first: int = 0
+) -> list[ctypes.c_int32 | ctypes.c_int64]:
     """The integers in values of these kinds, where they are: reading a union costs more than a turn of a guest may."""
     return [
-        (ctypes.c_int32 if kind == 0 else ctypes.c_int64).from_address(addressof(place.of))
-        for place, kind in zip(places, kinds, strict=False)
+        (ctypes.c_int32 if kind == "i32" else ctypes.c_int64).from_address(addressof(values[place].of))
+        for place, kind in enumerate(kinds, first)
     ]
 
 
@@ -343,7 +351,7 @@ class Guest:
         if stopping is not None:
             raise stopping
         if problem is None:
-            return Ended([result.value for result in self._function.results])
+            return Ended(self._function.results())
         _, _, rest = problem.partition("wasm backtrace:")
         backtrace, _, cause = rest.partition("Caused by:")
         frames = backtrace.strip("\n").rstrip()

@@ -6,6 +6,10 @@ the event loop share a transaction on the loop's own thread, which is one fsync 
 All steps of a group are one
 statement, and so are all log entries.
 
+Reading. An instance that this process has just written or read is not read again as long as no other process has
+committed anything since, which `pragma data_version` says at a third of the price of its rows
+(`wasman_host.store.recent`).
+
 Watching. The process's own commits wake its watchers at once. Those of others are seen by polling `pragma
 data_version`, one read of shared memory, while somebody watches.
 """
@@ -48,6 +52,7 @@ from wasman_host.store.protocol import (
     Unread,
     Won,
 )
+from wasman_host.store.recent import Recent
 from wasman_host.store.rules import (
     REMEMBER_CONSUMED,
     check_change,
@@ -112,6 +117,7 @@ class SqliteStore(Store, Transactions):
         self._entries: list[tuple[int, int, bytes]] = []
         self._touched: list[Key] = []
         self._claimable = False
+        self._recent = Recent()
         self.repeating = False
         self._watchers = Watchers()
         self._locks = WorkerLocks(self.path.with_name(self.path.name + "-workers"))
@@ -136,6 +142,7 @@ class SqliteStore(Store, Transactions):
             )
         self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
         self._file = identity(self._name)
+        self._recent = Recent()  # another connection counts anew
 
     @override
     async def close(self) -> None:
@@ -197,6 +204,7 @@ class SqliteStore(Store, Transactions):
             if known is None:
                 return False  # each is then looked up
             number, run = known
+            self._recent.forget(step.key)
             rows.append((step.nonce, step.tail, number, run, step.version))
             for n, entry in step.entries:
                 self._entries.append((run, n, entry))
@@ -227,6 +235,7 @@ class SqliteStore(Store, Transactions):
 
     @override
     def landed(self) -> None:
+        self._recent.landed()
         if self._watchers:
             self._watchers.hint(self._touched, claimable=self._claimable)
         self._touched.clear()
@@ -234,6 +243,7 @@ class SqliteStore(Store, Transactions):
 
     @override
     def undone(self) -> None:
+        self._recent.undone()
         self._entries.clear()
         self._touched.clear()
         self._claimable = False
@@ -337,6 +347,7 @@ class SqliteStore(Store, Transactions):
                 was_stored = stored_of(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
                 db.execute(sql.ADD_BLOB, (was_number, FORMER, encode_former(was_stored)))
             if change.run == was_run and not change.consumes and tuple(was) == searched:
+                self._recent.forget(key)
                 written = db.execute(sql.REWRITE, (*head, number, was_run, version)).rowcount
             else:
                 self._moved(key, claimable=columns.owner is None)
@@ -347,6 +358,10 @@ class SqliteStore(Store, Transactions):
             db.execute(sql.REWRITE_RECORD, (record, number))
         assert number is not None
         self._know(key, number, run)
+        if row is None or columns.closed is not None:
+            # Whoever has started it waits for it now, or is about to: these are read soon.
+            tail = change.tail
+            self._recent.written(Stored(key, change.run, version + 1, change.nonce, columns, record, mail, tail))
         if attributes != before:
             self._drop_attributes(key, before)
             rows = [(key.tenant, name, value, key.id) for name, value in columns.attributes.items()]
@@ -402,6 +417,7 @@ class SqliteStore(Store, Transactions):
 
     def _moved(self, key: Key, *, claimable: bool) -> None:
         """Others can see a difference; those who watch are told when it is on disk."""
+        self._recent.forget(key)
         self._touched.append(key)
         self._claimable |= claimable
 
@@ -409,13 +425,27 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def load(self, key: Key) -> Stored | None:
-        row = await self._patiently(lambda: self._row(key)) or await self._patiently(lambda: self._row_or_nothing(key))
-        if row is None:
+        stored = await self._patiently(partial(self._stored, key))
+        if stored is None:
             self._watchers.saw(key, None)
             return None
-        stored = stored_of(row)
         self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
         return stored
+
+    def _stored(self, key: Key) -> Stored | None:
+        stored = self._recent.get(key, self._data_version())
+        if stored is None:
+            row = self._row(key) or self._row_or_nothing(key)
+            if row is None:
+                return None
+            stored = stored_of(row)
+            self._recent.read(stored)
+        return stored
+
+    def _data_version(self) -> int:
+        """Another number than before, if another process has committed something since."""
+        version: int = self._connection.execute("pragma data_version").fetchone()[0]
+        return version
 
     def _row(self, key: Key) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._connection.execute(sql.LOAD, (key.tenant, key.id)).fetchone()
@@ -557,6 +587,7 @@ class SqliteStore(Store, Transactions):
             if dead and stored.columns.owner is not None:
                 self._remove(stored.columns.owner)
             change = (takeover if dead else plain, worker, int(dead), number, stored.version)
+            self._recent.forget(stored.key)
             assert db.execute(sql.CLAIM, change).rowcount == 1  # the row was read inside this transaction
             row = db.execute(sql.LOAD, (stored.key.tenant, stored.key.id)).fetchone()
             claims.append(Claim(stored_of(row), dead))
@@ -632,11 +663,15 @@ class SqliteStore(Store, Transactions):
         if key is None:
             await self._watchers.watch(None, timeout)
             return
-        state = (await self._patiently(lambda: self._states([key]))).get(key)
+        state = await self._patiently(partial(self._state, key))
         if self._watchers.moved(key, state):
             self._watchers.saw(key, state)
         else:
             await self._watchers.watch(key, timeout)
+
+    def _state(self, key: Key) -> Visible | None:
+        stored = self._recent.get(key, self._data_version())
+        return self._states([key]).get(key) if stored is None else (stored.run, stored.columns.status, stored.mail)
 
     def _states(self, keys: Sequence[Key]) -> dict[Key, Visible]:
         text = json.dumps([(key.tenant, key.id) for key in keys])
@@ -651,7 +686,7 @@ class SqliteStore(Store, Transactions):
             await anyio.sleep(_TURN if quiet < 1 / _TURN else 2 * _TURN)
             quiet += 1
             try:
-                version = self._connection.execute("pragma data_version").fetchone()[0]
+                version = self._data_version()
                 if version != seen:
                     seen, quiet = version, 0
                     keys = self._watchers.keys

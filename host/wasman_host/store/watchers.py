@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-import anyio
-
 from wasman_host.wake import Answer
 
 if TYPE_CHECKING:
@@ -89,8 +87,7 @@ class Watchers:
         if self._watched is not None:
             self._watched.set(None)
         try:
-            with anyio.move_on_after(timeout):
-                await answer.wait()
+            await answer.within(timeout)
         finally:
             answers.discard(answer)
             if key is not None and not answers and self._keys.get(key) is answers:
