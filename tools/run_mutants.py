@@ -1,12 +1,12 @@
 """Breaks wasman in one place after the other, and expects the test that is named for it to fail.
 
-    python tools/run_mutants.py [R04 N03 ...]
+    python tools/run_mutants.py [--look] [R04 N03 ...]
 
 A mutant is a unified diff in tests/defects/mutants. R01 to R13 bring the defects of the original back, and P01 leaves a
 sync out: R05a.patch must make a test of tests/defects fail whose name begins with test_r05a, and so must
 R05a-anything.patch. The others, N01 and so on, are defects that this core could have; each names its test in its first
 line, `Test: FILE::NAME`. A mutant is applied to a copy of the tree, so nothing here changes. Before that all these
-tests must pass on the copy as it is.
+tests must pass on the copy as it is. `--look` runs nothing: it only says whether each patch fits, and its test is there.
 
 Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
 """
@@ -22,18 +22,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = ROOT / "tests" / "defects" / "mutants"
-COPIED = ("host", "wasman_sdk", "tests", "pyproject.toml")
+COPIED = ("host", "wasman_sdk", "samples", "tests", "pyproject.toml")
 PATIENCE = 300  # seconds for the tests of one mutant
 
 
 def main() -> int:
     """Run the chosen mutants, or all of them."""
     every = sorted(patch.stem for patch in MUTANTS.glob("*.patch"))
-    chosen = [name for name in every if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
+    named = [argument for argument in sys.argv[1:] if argument != "--look"]
+    chosen = [name for name in every if not named or name.startswith(tuple(named))]
     problems: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="wasman-mutants-") as folder:
         plain = _copy(Path(folder) / "plain")
-        done = _test(plain, sorted({place for name in chosen for place in _place(name)[:1]}))
+        places = sorted({place for name in chosen for place in _place(name)[:1]})
+        if "--look" in sys.argv:
+            return _looked_at(plain, chosen, places)
+        done = _test(plain, places)
         if done.returncode:
             print(done.stdout)
             print("The tests fail without any mutant.")
@@ -48,13 +52,23 @@ def main() -> int:
             if problem:
                 problems[name] = problem
     missing = {f"R{n:02}" for n in range(1, 14)} - {name[:3] for name in chosen}
-    if missing and not sys.argv[1:]:
+    if missing and not named:
         problems["missing"] = ", ".join(sorted(missing))
         print("no mutant for", problems["missing"])
     print(f"{len(chosen) - len(problems)} of {len(chosen)} mutants caught")
     if any(problem.startswith("does not apply") for problem in problems.values()):
         return 2
     return 1 if problems else 0
+
+
+def _looked_at(plain: Path, chosen: Sequence[str], places: Sequence[str]) -> int:
+    """Whether each patch fits and each test is there, by exit code."""
+    unfit = [f"{name} {problem}" for name in chosen if (problem := _unapplied(plain, name, "--check"))]
+    done = _test(plain, places, more="--collect-only")
+    print("\n".join(unfit) or "every mutant applies")
+    if done.returncode:
+        print(f"{done.stdout[-2000:]}{done.stderr[-2000:]}\nThe tests that are named cannot all be run.")
+    return 2 if unfit or done.returncode else 0
 
 
 def _copy(copy: Path) -> Path:
@@ -76,19 +90,19 @@ def _place(name: str) -> tuple[str, str]:
     return "tests/defects", f"test_{name.partition('-')[0].lower()}"
 
 
-def _test(copy: Path, places: Sequence[str], word: str = "") -> subprocess.CompletedProcess[str]:
+def _test(copy: Path, places: Sequence[str], word: str = "", more: str = "-x") -> subprocess.CompletedProcess[str]:
     """Run the tests at these places whose names hold `word`."""
     environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'host'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *places, "-k", word]
+    command = [sys.executable, "-m", "pytest", "-q", more, "-p", "no:cacheprovider", *places, "-k", word]
     return subprocess.run(
         command, cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
-def _unapplied(copy: Path, name: str) -> str:
+def _unapplied(copy: Path, name: str, *options: str) -> str:
     # Where the copy lies inside a repository, git would look for the files from its root on.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(copy.parent)}
-    command = ["git", "apply", str(MUTANTS / f"{name}.patch")]
+    command = ["git", "apply", *options, str(MUTANTS / f"{name}.patch")]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     return f"does not apply: {done.stderr.strip()}" if done.returncode else ""
 
