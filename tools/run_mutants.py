@@ -6,7 +6,7 @@ A mutant is a unified diff in tests/defects/mutants. R01 to R13 bring the defect
 sync out: R05a.patch must make a test of tests/defects fail whose name begins with test_r05a, and so must
 R05a-anything.patch. The others, N01 and so on, are defects that this core could have; each names its test in its first
 line, `Test: FILE::NAME`. A mutant is applied to a copy of the tree, so nothing here changes. Before that all these
-tests must pass on the copy as it is. `--look` runs nothing: it only says whether each patch fits, and its test is there.
+tests must pass on the copy as it is. `--look` runs nothing: it says whether each patch fits, and its test is there.
 
 Exit codes: 1 a defect went unnoticed, 2 a patch no longer fits, or a test fails without it.
 """
