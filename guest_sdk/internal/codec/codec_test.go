@@ -333,6 +333,89 @@ type liar string
 
 func (l liar) MarshalJSON() ([]byte, error) { return []byte(l), nil }
 
+// month is zero at 7, as it says itself.
+type month int
+
+func (m month) IsZero() bool { return m == 7 }
+
+// counter says so by a method of its pointer.
+type counter struct{ N int }
+
+func (c *counter) IsZero() bool { return c.N == 9 }
+
+type omitting struct {
+	When    time.Time      `json:"when,omitzero"`
+	Count   int            `json:",omitzero"`
+	Part    inner          `json:"part,omitzero"`
+	Pointer *int           `json:"pointer,omitzero"`
+	List    []int          `json:"list,omitzero"`
+	Map     map[string]int `json:"map,omitzero"`
+	Month   month          `json:"month,omitzero"`
+	Counter counter        `json:"counter,omitzero"`
+	Counted *counter       `json:"counted,omitzero"`
+	Any     any            `json:"any,omitzero"`
+	Both    []int          `json:"both,omitempty,omitzero"`
+}
+
+func TestZeroIsLeftOutAsTheTagSays(t *testing.T) {
+	five := 5
+	for _, v := range []omitting{
+		{},
+		{Month: 7, Counter: counter{9}, Counted: &counter{9}, Any: 0},
+		{When: time.Unix(0, 0).UTC(), Count: 1, Part: inner{A: 1}, Pointer: &five, List: []int{}, Map: map[string]int{}, Month: 1,
+			Counter: counter{1}, Counted: &counter{}, Any: "", Both: []int{}},
+		{When: time.Time{}.In(time.FixedZone("", 3600)), Any: time.Time{}},
+	} {
+		for _, given := range []any{v, &v} {
+			if got, err := Marshal(given); err != nil || string(got) != plain(t, given) {
+				t.Errorf("\n%s, %v\n%s", got, err, plain(t, given))
+			}
+		}
+	}
+}
+
+type (
+	byPointer struct {
+		*inner
+		D int
+	}
+	byName struct {
+		inner `json:"in"`
+		D     int
+	}
+	byBoth struct {
+		*inner `json:"in"`
+		D      int
+	}
+)
+
+func TestEmbeddedStructsThatAreNotExportedShowWhatIs(t *testing.T) {
+	for _, v := range []any{
+		byPointer{&inner{A: 1, B: "b"}, 2}, byPointer{D: 2}, byName{inner{A: 1}, 2}, byBoth{&inner{A: 1}, 2}, byBoth{D: 2},
+	} {
+		if got, err := Marshal(v); err != nil || string(got) != plain(t, v) {
+			t.Errorf("\n%s, %v\n%s", got, err, plain(t, v))
+		}
+	}
+	named := byName{}
+	if err := Unmarshal([]byte(`{"in":{"a":1},"D":2}`), &named); err != nil || named.A != 1 || named.D != 2 {
+		t.Errorf("%+v, %v", named, err)
+	}
+	made := byPointer{inner: &inner{}}
+	if err := Unmarshal([]byte(`{"a":1,"D":2}`), &made); err != nil || made.A != 1 {
+		t.Errorf("%+v, %v", made, err)
+	}
+	for text, into := range map[string]any{`{"D":2,"a":1}`: &byPointer{}, `{"in":{"a":1}}`: &byBoth{}} {
+		err := Unmarshal([]byte(text), into)
+		if err == nil || !strings.Contains(err.Error(), "cannot be made: codec.inner is not exported") {
+			t.Errorf("%s: %+v, %v", text, into, err)
+		}
+	}
+	if none := (byPointer{}); Unmarshal([]byte(`{"D":2}`), &none) != nil || none.D != 2 {
+		t.Errorf("%+v", none)
+	}
+}
+
 func TestWhatOthersSayIsJSONMustBeIt(t *testing.T) {
 	for _, text := range []string{`{`, `{x}`, `[1,]`, `1 2`, `"`, `nul`} {
 		for whose, v := range map[string]any{"a wasman.JSON": Raw(text), "what MarshalJSON gives": liar(text)} {

@@ -299,7 +299,10 @@ func (d *decoder) value(v reflect.Value, depth int) bool {
 	}
 	switch kind {
 	case reflect.Pointer:
-		return d.value(d.pointer(v), depth+1)
+		if v.IsNil() && !d.made(v) {
+			return false
+		}
+		return d.value(v.Elem(), depth+1)
 	case reflect.Struct:
 		return d.object(v, depth)
 	case reflect.Map:
@@ -323,7 +326,7 @@ func (d *decoder) known(v reflect.Value, kind reflect.Kind, depth int) (known, g
 	case t == timeType:
 		return true, d.moment(v)
 	}
-	if kind != reflect.Interface && kind != reflect.Pointer && v.CanAddr() && reflect.PointerTo(t).NumMethod() > 0 {
+	if kind != reflect.Interface && kind != reflect.Pointer && v.CanAddr() && v.CanInterface() && reflect.PointerTo(t).NumMethod() > 0 {
 		if own, ok := v.Addr().Interface().(Unmarshaler); ok {
 			return true, d.own(own, depth)
 		}
@@ -331,7 +334,9 @@ func (d *decoder) known(v reflect.Value, kind reflect.Kind, depth int) (known, g
 	if d.word("null") {
 		switch kind {
 		case reflect.Interface, reflect.Map, reflect.Slice, reflect.Pointer:
-			v.SetZero()
+			if v.CanSet() {
+				v.SetZero()
+			}
 		}
 		return true, true // as encoding/json: what cannot be null stays as it is
 	}
@@ -341,14 +346,16 @@ func (d *decoder) known(v reflect.Value, kind reflect.Kind, depth int) (known, g
 	return false, true
 }
 
-// pointer gives what v points to, made where it is nil.
+// made makes what v is to point to.
 //
 //go:noinline
-func (d *decoder) pointer(v reflect.Value) reflect.Value {
-	if v.IsNil() {
-		v.Set(reflect.New(v.Type().Elem()))
+func (d *decoder) made(v reflect.Value) bool {
+	t := v.Type().Elem()
+	if !v.CanSet() {
+		return d.fail("what is embedded by a pointer cannot be made: " + t.String() + " is not exported; embed it as it is")
 	}
-	return v.Elem()
+	v.Set(reflect.New(t))
+	return true
 }
 
 //go:noinline
@@ -503,14 +510,18 @@ func (d *decoder) object(v reflect.Value, depth int) bool {
 		if !ok {
 			return false
 		}
-		m := members.find(name, i)
+		m, at := members.find(name, i), v
+		if m != nil {
+			at, ok = d.reach(v, m)
+		}
 		switch {
+		case !ok:
 		case m == nil:
 			ok = d.skip(depth + 1)
 		case m.quoted && d.peek() == '"':
-			ok = d.quoted(member(v, m), depth+1)
+			ok = d.quoted(at, depth+1)
 		default:
-			ok = d.value(member(v, m), depth+1)
+			ok = d.value(at, depth+1)
 		}
 		if !ok {
 			return d.inMember(name)
@@ -535,20 +546,20 @@ func (d *decoder) members(v reflect.Value, depth int) *members {
 	return found
 }
 
-// member is a member of v, for which the embedded structs are made that it is in.
+// reach finds a member of v, for which the embedded structs are made that it is in.
 //
 //go:noinline
-func member(v reflect.Value, m *field) reflect.Value {
+func (d *decoder) reach(v reflect.Value, m *field) (reflect.Value, bool) {
 	for i, x := range m.index {
 		if i > 0 && v.Kind() == reflect.Pointer {
-			if v.IsNil() {
-				v.Set(reflect.New(v.Type().Elem()))
+			if v.IsNil() && !d.made(v) {
+				return v, false
 			}
 			v = v.Elem()
 		}
 		v = v.Field(x)
 	}
-	return v
+	return v, true
 }
 
 // quoted reads a value that stands in a string.

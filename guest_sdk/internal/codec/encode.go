@@ -109,13 +109,18 @@ func marshaler(v reflect.Value, t reflect.Type, kind reflect.Kind) Marshaler {
 	if kind == reflect.Pointer || reflect.PointerTo(t).NumMethod() == 0 {
 		return nil
 	}
+	own, _ := addressed(v, t).(Marshaler)
+	return own
+}
+
+// addressed is a pointer to v, or to what equals it.
+func addressed(v reflect.Value, t reflect.Type) any {
 	if !v.CanAddr() {
 		held := reflect.New(t).Elem()
 		held.Set(v)
 		v = held
 	}
-	own, _ := v.Addr().Interface().(Marshaler)
-	return own
+	return v.Addr().Interface()
 }
 
 //go:noinline
@@ -359,7 +364,7 @@ func (e *encoder) begin(v reflect.Value, m *field, first bool) (reflect.Value, b
 		}
 		v = v.Field(x)
 	}
-	if m.omitEmpty && isEmpty(v) {
+	if m.omitEmpty && isEmpty(v) || m.omitZero && isZero(v) {
 		return reflect.Value{}, false
 	}
 	if !first {
@@ -382,6 +387,29 @@ func isEmpty(v reflect.Value) bool {
 	default:
 		return isSigned(k) && v.Int() == 0 || isUnsigned(k) && v.Uint() == 0
 	}
+}
+
+// isZero is whether v is zero: as it says itself, by a method of it or of a pointer to it, or else as Go has zero.
+func isZero(v reflect.Value) bool {
+	kind, t := v.Kind(), v.Type()
+	switch {
+	case kind == reflect.Interface:
+		return v.IsNil()
+	case kind == reflect.Pointer && v.IsNil():
+		return true
+	case v.CanInterface():
+		if t.NumMethod() > 0 {
+			if own, ok := v.Interface().(interface{ IsZero() bool }); ok {
+				return own.IsZero()
+			}
+		}
+		if kind != reflect.Pointer && reflect.PointerTo(t).NumMethod() > 0 {
+			if own, ok := addressed(v, t).(interface{ IsZero() bool }); ok {
+				return own.IsZero()
+			}
+		}
+	}
+	return v.IsZero()
 }
 
 const hexDigits = "0123456789abcdef"

@@ -10,6 +10,7 @@ type field struct {
 	name      string
 	index     []int
 	omitEmpty bool
+	omitZero  bool
 	quoted    bool
 	tagged    bool
 }
@@ -121,15 +122,14 @@ func collect(t reflect.Type, way []int, within []reflect.Type) (all []field, lef
 		if inner.Kind() == reflect.Pointer {
 			inner = inner.Elem()
 		}
-		if f.Anonymous && name == "" && inner.Kind() == reflect.Struct && inner != timeType {
-			if f.PkgPath == "" || f.Type.Kind() == reflect.Struct {
-				more, also := collect(inner, index, within)
-				all, left = append(all, more...), left || also
-			}
+		embeds := f.Anonymous && inner.Kind() == reflect.Struct
+		if embeds && name == "" && inner != timeType {
+			more, also := collect(inner, index, within)
+			all, left = append(all, more...), left || also
 			continue
 		}
-		if f.PkgPath != "" {
-			continue // not exported
+		if f.PkgPath != "" && !embeds {
+			continue // not exported, and what is embedded may have fields that are
 		}
 		one := field{name: name, index: index, tagged: name != ""}
 		if name == "" {
@@ -141,6 +141,8 @@ func collect(t reflect.Type, way []int, within []reflect.Type) (all []field, lef
 			switch option {
 			case "omitempty":
 				one.omitEmpty = true
+			case "omitzero":
+				one.omitZero = true
 			case "string":
 				one.quoted = isPlain(inner.Kind())
 			}
