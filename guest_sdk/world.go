@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"math/rand"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -76,27 +77,39 @@ const (
 	Error   Level = 8
 )
 
-// Log writes a line to the worker's log: a message, then names and values. It is not repeated when a run is taken up
-// again. Package wasman.dev/guest/slogger has a handler for log/slog.
+// Log writes a line to the worker's log: a message, then names and values; an error is shown by its text. It is not
+// repeated when a run is taken up again. A value without a name is called !BADKEY, as log/slog does. Package
+// wasman.dev/guest/slogger has a handler for log/slog.
 func Log(level Level, message string, attributes ...any) {
 	var more []byte
-	for i := 0; i+1 < len(attributes); i += 2 {
-		name, _ := attributes[i].(string)
-		value, err := codec.Marshal(attributes[i+1])
-		if err != nil {
-			value = codec.AppendString(nil, "("+err.Error()+")")
-		}
-		separator := byte(',')
-		if len(more) == 0 {
-			separator = '{'
+	for separator := byte('{'); len(attributes) > 0; separator = ',' {
+		name, named := attributes[0].(string)
+		if named = named && len(attributes) > 1; named {
+			attributes = attributes[1:]
+		} else {
+			name = "!BADKEY"
 		}
 		more = append(codec.AppendString(append(more, separator), name), ':')
-		more = append(more, value...)
+		more = append(more, shown(attributes[0])...)
+		attributes = attributes[1:]
 	}
 	if len(more) > 0 {
 		more = append(more, '}')
 	}
 	abi.Log(int32(level), message, more)
+}
+
+func shown(value any) []byte {
+	if err, ok := value.(error); ok {
+		if v := reflect.ValueOf(value); v.Kind() != reflect.Pointer || !v.IsNil() { // none was found by ErrorOf, say
+			value = err.Error()
+		}
+	}
+	data, err := codec.Marshal(value)
+	if err != nil {
+		return codec.AppendString(nil, "("+err.Error()+")")
+	}
+	return data
 }
 
 // Source is a source of the session, by its field's name; "" is the only one there is. A Read fills the whole buffer

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"math/rand"
 	"regexp"
 	"strings"
@@ -13,8 +14,41 @@ import (
 	"time"
 
 	"wasman.dev/guest"
+	"wasman.dev/guest/internal/abi"
 	"wasman.dev/guest/wasmantest"
 )
+
+// listener is a host that keeps the lines of the log, and is asked for nothing else.
+type listener struct {
+	abi.Fake
+	lines []string
+}
+
+func (l *listener) Log(_ int32, message string, attributes []byte) {
+	l.lines = append(l.lines, message+" "+string(attributes))
+}
+
+func TestALineOfTheLogLosesNothingThatItIsGiven(t *testing.T) {
+	heard := &listener{}
+	abi.Host = heard
+	t.Cleanup(func() { abi.Host = nil })
+	for want, given := range map[string][]any{
+		``:                                    nil,
+		`{"cents":5,"why":"no money"}`:        {"cents", 5, "why", errors.New("no money")},
+		`{"took":1000000000,"error":null}`:    {"took", time.Second, "error", error(nil)},
+		`{"none":null}`:                       {"none", (*wasman.ActivityError)(nil)},
+		`{"!BADKEY":"alone"}`:                 {"alone"},
+		`{"!BADKEY":7,"a":1}`:                 {7, "a", 1},
+		`{"a":1,"!BADKEY":"no money"}`:        {"a", 1, errors.New("no money")},
+		`{"f":"(JSON has no place for NaN)"}`: {"f", math.NaN()},
+	} {
+		heard.lines = nil
+		wasman.Log(wasman.Notice, "paid", given...)
+		if heard.lines[0] != "paid "+want {
+			t.Errorf("%s, not %s", heard.lines[0], want)
+		}
+	}
+}
 
 func TestTimeGoesByInSleepsOnly(t *testing.T) {
 	wasmantest.Run(t, func(t *testing.T, h *wasmantest.Host) {

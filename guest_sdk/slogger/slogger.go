@@ -72,11 +72,8 @@ func appended(to []any, prefix string, attribute slog.Attr) []any {
 		return to
 	}
 	shown := value.Any()
-	switch v := shown.(type) {
-	case error:
-		shown = v.Error()
-	case time.Duration:
-		shown = v.String()
+	if d, ok := shown.(time.Duration); ok {
+		shown = d.String()
 	}
 	return append(to, prefix+attribute.Key, shown)
 }
