@@ -19,6 +19,9 @@ func mayAsk(name string) {
 
 // introduce is what wasman_block does, once, after the initialisation.
 func introduce() uint32 {
+	if len(workflows) == 0 {
+		panic("wasman: no workflow is registered: register it at package level, since main never runs")
+	}
 	run.block.InPtr = uint32(uintptr(unsafe.Pointer(&run.in)))
 	run.block.InCap = inboxSize
 	run.block.Deadline = -1

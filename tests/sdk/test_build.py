@@ -368,6 +368,16 @@ def test_a_module_that_would_not_run_is_not_written(here: Path) -> None:
     assert not list(here.glob("*.wasm*"))
 
 
+def test_a_guest_that_registers_no_workflow_is_refused(here: Path, compiler: str) -> None:
+    """As is natural for who knows other engines: it registers in main, which never runs."""
+    source = GREETER.replace("\t_     = wasman.Workflow(\"hello\", hello)\n", "")
+    folder = guest(here / "hello", source.replace("main() {}", 'main() { wasman.Workflow("hello", hello) }'))
+    code, out, err = build(folder, "--compiler", compiler)
+    assert (code, out) == (2, "")
+    assert "no workflow is registered: register it at package level, since main never runs" in err
+    assert not list(here.glob("*.wasm*"))
+
+
 @pytest.mark.usefixtures("tinygo")
 @pytest.mark.parametrize("words", [("--stack-size", "128KB"), ("--optimize", "speed")])
 def test_stacks_and_speed_are_as_they_are_asked_for(here: Path, plain: Path, words: Sequence[str]) -> None:
