@@ -64,9 +64,6 @@ func Workflow[In, Out any](name string, run func(ctx context.Context, input In) 
 		if err != nil {
 			return nil, &Failure{Type: "BadResult", Message: "the result of workflow '" + name + "' cannot be written: " + err.Error()}
 		}
-		if len(result) == 0 {
-			result = []byte("null")
-		}
 		return result, nil
 	}
 	return Registration{name}

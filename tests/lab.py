@@ -186,7 +186,7 @@ class Lab:
         assert found.status is Status.COMPLETED, f"{found.status}: {found.reason} {found.record.failure}"
         assert found.record.result is not None
         payload = await control.load_payload(self.store, found.stored, found.record.result)
-        return json.loads(payload.content)
+        return json.loads(payload.content or b"null")
 
     async def blocked(self, error: type[Exception], id: str = "w", reason: str = "") -> control.Description:
         """The description of an instance that is to be blocked by `error`."""

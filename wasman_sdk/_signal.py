@@ -53,6 +53,9 @@ class Signal(Generic[T]):
         except ValidationError as error:
             message = f"the value of signal {self.name!r} does not fit: {first_problem(error)}"
             raise InvalidArgumentError(message) from error
+        except PydanticSerializationError as error:
+            message = f"the value of signal {self.name!r} cannot be sent: {error}"
+            raise InvalidArgumentError(message) from error
 
 
 def signal_payload(name: str, value: Any) -> Payload:

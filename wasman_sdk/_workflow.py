@@ -9,13 +9,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from wasman_host.errors import InvalidArgumentError
-from wasman_host.payload import JSON, Payload
+from wasman_host.payload import JSON, OCTETS, Payload
 from wasman_host.record import Limits
 from wasman_sdk._validation import first_problem
 
 __all__ = ["Workflow"]
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_BYTES = TypeAdapter(bytes).core_schema
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -50,7 +51,7 @@ class Workflow(Generic[In, Out]):
 
         Args:
             name: What it is deployed under.
-            input_type: Anything pydantic can validate; `type(None)` for none.
+            input_type: Anything pydantic can validate; `type(None)` for none; `bytes` go as they are.
             output_type: The same for the result.
             module: The compiled guest, as a path or as bytes; None where it is deployed from elsewhere.
             entry: The export to call.
@@ -91,9 +92,15 @@ class Workflow(Generic[In, Out]):
             InvalidArgumentError: It is not of the workflow's input type.
         """
         try:
-            return Payload.of(self._input.dump_json(self._input.validate_python(given), by_alias=True))
+            fitting = self._input.validate_python(given)
+            if self.input_type is bytes:
+                return Payload.of(cast("bytes", fitting), OCTETS)
+            return Payload.of(self._input.dump_json(fitting, by_alias=True))
         except ValidationError as error:
             message = f"the input of workflow {self.name!r} does not fit: {first_problem(error)}"
+            raise InvalidArgumentError(message) from error
+        except PydanticSerializationError as error:
+            message = f"the input of workflow {self.name!r} cannot be stored: {error}"
             raise InvalidArgumentError(message) from error
 
     def result(self, payload: Payload) -> Out:
@@ -111,6 +118,8 @@ def input_payload(name: str, given: Any) -> Payload:
     Raises:
         InvalidArgumentError: It is nothing that JSON can hold.
     """
+    if isinstance(given, bytes):
+        return Payload.of(given, OCTETS)
     try:
         return Payload.of(_ANY.dump_json(given), JSON)
     except PydanticSerializationError as error:
@@ -119,9 +128,11 @@ def input_payload(name: str, given: Any) -> Payload:
 
 
 def read_result(adapter: TypeAdapter[Any], payload: Payload, name: str) -> Any:
-    """Validate a result."""
+    """Validate a result; bytes are as the guest gave them, and nothing is JSON's null."""
+    if adapter.core_schema == _BYTES:
+        return payload.content
     try:
-        return adapter.validate_json(payload.content)
+        return adapter.validate_json(payload.content or b"null")
     except ValidationError as error:
         message = f"the result of workflow {name!r} is not of its output type: {first_problem(error)}"
         raise InvalidArgumentError(message) from error

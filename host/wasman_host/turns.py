@@ -282,7 +282,7 @@ class Turns:
                     f"raise the limit and unblock, or terminate it"
                 )
                 raise GuestLimitError(message, "request")
-            await self._instance.finish(Payload.of(end.result or b"null"))
+            await self._instance.finish(Payload.of(end.result))
         elif isinstance(end, abi_v1.FailCommand):
             await self._instance.fail(failed_by_guest(end.failure, "Error"))
 

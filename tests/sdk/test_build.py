@@ -370,7 +370,7 @@ def test_a_module_that_would_not_run_is_not_written(here: Path) -> None:
 
 def test_a_guest_that_registers_no_workflow_is_refused(here: Path, compiler: str) -> None:
     """As is natural for who knows other engines: it registers in main, which never runs."""
-    source = GREETER.replace("\t_     = wasman.Workflow(\"hello\", hello)\n", "")
+    source = GREETER.replace('\t_     = wasman.Workflow("hello", hello)\n', "")
     folder = guest(here / "hello", source.replace("main() {}", 'main() { wasman.Workflow("hello", hello) }'))
     code, out, err = build(folder, "--compiler", compiler)
     assert (code, out) == (2, "")

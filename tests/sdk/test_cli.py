@@ -65,6 +65,7 @@ async def greet(greeting: Greeting) -> str:
     return f"Hello {{greeting.name}} at attempt {{attempt}}"
 
 tour = Workflow("tour", Given, Report, module=MODULE)
+raw = Workflow("raw", Given, bytes, module=MODULE)
 copying = Workflow("copying", dict, Report, module=MODULE)
 small = Workflow("small", Given, Report, module=MODULE, limits=Limits(memory=65536))
 trapping = Workflow(
@@ -73,7 +74,7 @@ trapping = Workflow(
 )
 
 def worker(url: str) -> Worker:
-    return Worker(url, workflows=[tour, copying, small], activities=[greet])
+    return Worker(url, workflows=[tour, raw, copying, small], activities=[greet])
 
 def elsewhere() -> Worker:
     return Worker("sqlite:///elsewhere.db", activities=[greet])
@@ -199,6 +200,8 @@ def test_run_prints_the_result_and_nothing_else(wasman: Shell) -> None:
     output, errors = wasman("run", "app:tour", "--id", "one", "--input", '{"names": ["Ada"]}')
     assert (output, errors) == ('{"greetings":["Hello Ada at attempt 1"],"errors":[]}\n', "")
     assert (wasman.folder / "wasman.db").is_file()  # the default store
+    raw, _ = wasman("run", "app:raw", "--id", "raw", "--input", "{}")  # bytes, as the guest gave them
+    assert re.fullmatch(r'\{"greetings":\[\],"errors":\[\],"bytes":0,"session":null,"nanos":\d+\}', raw)
 
 
 def test_input_may_be_a_file_or_absent(wasman: Shell) -> None:

@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests import wat
+from tests.go_guests import COMPILERS, guest
 from wasman_sdk import (
     Client,
     FileSink,
@@ -23,6 +24,7 @@ from wasman_sdk import (
     InvalidArgumentError,
     ResultTimeoutError,
     Session,
+    Signal,
     Sink,
     Source,
     StoreUnavailableError,
@@ -49,6 +51,33 @@ TYPED: Workflow[Options, list[Report]] = Workflow(
     "typed", Options, list[Report], module=wat.script(wat.call("wasman.input"))
 )
 WAITS: Workflow[None, Any] = Workflow("waits", type(None), Any, module=wat.script(wat.call("missing")))
+
+
+class Picture(BaseModel):
+    pixels: bytes
+
+
+@COMPILERS
+async def test_bytes_go_to_a_guest_and_come_back_as_they_are(client: Client, compiler: str) -> None:
+    flow: Workflow[bytes, bytes] = Workflow("bytes", bytes, bytes, module=guest("programs", compiler))
+    nothing: Workflow[None, Any] = Workflow("blank", type(None), Any, module=guest("programs", compiler))
+    async with Worker(client, workflows=[flow, nothing]):
+        for place, given in enumerate([b"", b"null", b"\0\xff", b'"text"', b"\xfe" * 100_000]):
+            assert await client.execute_workflow(flow, given, id=f"w{place}") == given
+        named = await client.start_workflow("bytes", b"\xff", id="named", result_type=bytes)
+        assert await named.result() == b"\xff"
+        with pytest.raises(InvalidArgumentError, match="the result of workflow 'bytes' is not of its output type"):
+            await client.get_handle("named").result()
+        assert await client.execute_workflow(nothing, None, id="nothing") is None
+
+
+async def test_what_json_cannot_hold_is_refused(client: Client) -> None:
+    flow: Workflow[Picture, Any] = Workflow("typed", Picture, Any, module=wat.script())
+    with pytest.raises(InvalidArgumentError, match=r"the input of workflow 'typed' cannot be stored: .*utf-8"):
+        await client.start_workflow(flow, Picture(pixels=b"\xff"), id="w")
+    handle = await client.start_workflow(flow, Picture(pixels=b"x"), id="w")
+    with pytest.raises(InvalidArgumentError, match=r"the value of signal 'show' cannot be sent: .*utf-8"):
+        await handle.signal(Signal("show", Picture), Picture(pixels=b"\xff"))
 
 
 @pytest.fixture(params=["sqlite", "directory"])

@@ -141,6 +141,9 @@ async def _started(start: _Start, client: Client) -> None:
                 raise Refused(f"{error} (--attach goes on with the one that is there)", IMPOSSIBLE) from None
     await closed(client, handle)
     result = await handle.result()
+    if isinstance(result, bytes):
+        click.echo(result, nl=False)
+        return
     output: TypeAdapter[Any] = TypeAdapter(start.workflow.output_type)
     click.echo(output.dump_json(result).decode())
 

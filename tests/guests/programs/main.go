@@ -35,6 +35,7 @@ var (
 	_ = wasman.Workflow("draws", draws)
 	_ = wasman.Workflow("fails", fails)
 	_ = wasman.Workflow("nested", func(_ context.Context, given Nested) (Nested, error) { return given, nil })
+	_ = wasman.Workflow("bytes", func(_ context.Context, given []byte) ([]byte, error) { return given, nil })
 	_ = wasman.Workflow("blank", func(context.Context, wasman.None) (wasman.None, error) { return wasman.None{}, nil })
 )
 
