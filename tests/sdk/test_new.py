@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,49 @@ def test_its_tests_notice_a_defect(tmp_path: Path, shell: dict[str, str], old: s
     done = subprocess.run(["go", "test"], cwd=project / "guest", env=shell, capture_output=True, text=True, check=False)
     assert f"--- FAIL: {fails} " in done.stdout
     assert done.stdout.count("--- FAIL") == 1
+
+
+def proxy(folder: Path) -> dict[str, str]:
+    """A module proxy that has example.org/tea and nothing else, and what makes `go` ask it."""
+    versions = folder / "example.org" / "tea" / "@v"
+    versions.mkdir(parents=True)
+    (versions / "list").write_text("v1.0.0\n")
+    (versions / "v1.0.0.info").write_text('{"Version": "v1.0.0", "Time": "2026-01-02T03:04:05Z"}')
+    (versions / "v1.0.0.mod").write_text("module example.org/tea\n\ngo 1.25\n")
+    with zipfile.ZipFile(versions / "v1.0.0.zip", "w") as packed:
+        packed.writestr("example.org/tea@v1.0.0/go.mod", "module example.org/tea\n\ngo 1.25\n")
+        packed.writestr("example.org/tea@v1.0.0/tea.go", 'package tea\n\nconst Kind = "green"\n')
+    return {"GOPROXY": folder.as_uri(), "GONOSUMDB": "*", "GOFLAGS": "-modcacherw", "GOMODCACHE": str(folder / "cache")}
+
+
+@needs_go
+def test_a_guest_uses_modules_of_others(tmp_path: Path, shell: dict[str, str]) -> None:
+    project = tmp_path / "shop"
+    write_project(project)
+    source = project / "guest" / "main.go"
+    text = source.read_text().replace('"wasman.dev/guest"\n', '"example.org/tea"\n\t"wasman.dev/guest"\n')
+    source.write_text(text.replace('"not approved by "', '"not approved, "+tea.Kind+" or not, by "'))
+    shell = {**shell, **proxy(tmp_path / "proxy")}
+    run("go -C guest get example.org/tea", project, shell)
+    assert "example.org/tea v1.0.0" in (project / "guest" / "go.mod").read_text()
+    run("wasman build guest --compiler go && go -C guest vet", project, shell)
+
+
+@needs_go
+def test_a_guest_that_asks_for_the_sdk_as_for_other_modules_is_told_not_to(tmp_path: Path, shell: dict[str, str]) -> None:
+    """Go looks for what one module requires among all that the others do, wherever those come from."""
+    project = tmp_path / "shop"
+    write_project(project)
+    with (project / "guest" / "go.mod").open("a") as file:
+        file.write("\nrequire (\n\texample.org/tea v1.0.0\n\twasman.dev/guest v0.0.0\n)\n")
+    (project / "guest" / "tea.go").write_text('package main\n\nimport _ "example.org/tea"\n')
+    shell = {**shell, **proxy(tmp_path / "proxy")}
+    command = ["wasman", "build", "guest", "--compiler", "go"]
+    done = subprocess.run(command, cwd=project, env=shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "take `require wasman.dev/guest` out of go.mod: wasman build supplies it, and Go looks for it elsewhere"
+    )
 
 
 @needs_go

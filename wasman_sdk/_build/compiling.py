@@ -101,6 +101,10 @@ class _Runner:
         )
         if told.returncode:
             what = f"{self.compiler.version} exited with {told.returncode}"
+            if f"{MODULE}@" in told.stderr:
+                what += (
+                    f"; take `require {MODULE}` out of go.mod: wasman build supplies it, and Go looks for it elsewhere"
+                )
             raise BuildError(f"the guest in {self.folder} does not compile: {what}", told.stderr or told.stdout)
         return told.stdout
 

@@ -1,7 +1,8 @@
 """The guest SDK that came with this package, and the Go workspace by which a guest uses it.
 
 A workspace file (GOWORK) in a temporary folder names the guest's module and the SDK's. It wins over whatever version or
-place the guest's go.mod asks for, changes no file of the guest, needs no network, and leaves no path in the module.
+place the guest's go.mod asks for, changes no file of the guest, needs no network, and leaves no path in the module. A
+guest that uses modules of others must not ask for the SDK: Go would read the go.mod of the version that it asks for.
 """
 
 from __future__ import annotations
