@@ -310,7 +310,12 @@ def test_the_committed_modules_are_what_it_builds(here: Path, sample: str) -> No
         ('import (\n\t"errors"\n\t"os"\n)\nvar _ = errors.As(err, &x)', True),
         ('import other "errors"\nvar _ = other.As(err, &x)', True),
         ('import (\n\tother "errors"\n)\nvar _ = errors.As(err, &x)', False),
+        ('import ("fmt"; "errors")\nvar _ = errors.As(err, &x)', True),
+        ('import ("fmt"; other "errors")\nvar _ = other.As(err, &x)', True),
+        ('import "errors"\nvar as = errors.As\n', True),
+        ('// of "errors"\nimport other "errors"\nvar _ = other.As(err, &x)', True),
         ('import "errors"\nvar _ = errors.Is(err, x)', False),
+        ('import "errors"\nvar _ = errors.Assert(err)', False),
         ('import "example.org/errors"\nvar _ = errors.As(err, &x)', False),
     ],
 )
@@ -366,6 +371,27 @@ def test_a_module_that_would_not_run_is_not_written(here: Path) -> None:
     assert (code, out) == (2, "")
     assert "kitchen" in err
     assert not list(here.glob("*.wasm*"))
+
+
+@pytest.mark.parametrize("export", ["wasman_turn", "memory", "_initialize", "asyncify_start_unwind"])
+def test_a_guest_that_exports_what_the_host_uses_is_refused_by_name(here: Path, compiler: str, export: str) -> None:
+    folder = guest(here / "hello", f"{GREETER}\n//go:wasmexport {export}\nfunc mine() {{}}\n")
+    code, out, err = build(folder, "--compiler", compiler)
+    if (compiler, export) == ("go", "asyncify_start_unwind"):
+        assert code == 0  # nobody else has it there
+        return
+    assert (code, out) == (2, "")
+    said = f"it exports {export!r} (hello, main.go), which the host or the compiler uses"
+    assert err.endswith(f"{said}\n") or f"is not a valid module: duplicate export name `{export}`" in err
+    assert not list(here.glob("*.wasm*"))
+
+
+@pytest.mark.usefixtures("go")
+def test_a_guest_of_both_forms_is_refused(here: Path) -> None:
+    source = GREETER.replace('"wasman.dev/guest"\n', '"wasman.dev/guest"\n\t_ "wasman.dev/guest/v0"\n')
+    code, _, err = build(guest(here / "hello", source), "--compiler", "go")
+    assert code == 2
+    assert "imports both wasman.dev/guest and wasman.dev/guest/v0: a guest is of one form" in err
 
 
 def test_a_guest_that_registers_no_workflow_is_refused(here: Path, compiler: str) -> None:

@@ -116,7 +116,7 @@ def test_a_guest_uses_modules_of_others(tmp_path: Path, shell: dict[str, str]) -
 
 
 @needs_go
-def test_a_guest_that_asks_for_the_sdk_as_for_other_modules_is_told_not_to(tmp_path: Path, shell: dict[str, str]) -> None:
+def test_a_guest_that_requires_the_sdk_beside_others_is_told_not_to(tmp_path: Path, shell: dict[str, str]) -> None:
     """Go looks for what one module requires among all that the others do, wherever those come from."""
     project = tmp_path / "shop"
     write_project(project)

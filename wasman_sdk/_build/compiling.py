@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Built", "build"]
 
 _STACK = re.compile(r"[1-9]\d*KB")
-_NAME_OF_ERRORS = re.compile(r'^\s*(?:import\s+)?(\w+\s+)?"errors"', re.MULTILINE)
+_NAME_OF_ERRORS = re.compile(r'(?:^|[;(])\s*(?:import\s+)?(\w+\s+)?"errors"', re.MULTILINE)
+_EXPORT = re.compile(r"^//(?:go:wasmexport|export)\s+(\S+)", re.MULTILINE)
+_OF_THE_COMPILER = re.compile(r"memory|_initialize|_start|asyncify_\w+")
 
 
 @frozen
@@ -78,7 +80,11 @@ def build(folder: Path, compiler: Compiler, *, stack: str = "", optimize: str = 
             flags.append(FAST)  # of two that say the same the last one counts
         if stack:
             flags.append(f"-stack-size={stack}")
-        run("build", *flags, "-o", str(target), ".")
+        try:
+            run("build", *flags, "-o", str(target), ".")
+        except BuildError as error:
+            _refuse_exports(run, error)
+            raise
         return Built(target.read_bytes(), form, time.monotonic() - began)
 
 
@@ -125,11 +131,29 @@ class _Runner:
 
 
 def _form(folder: Path, packages: Sequence[str]) -> str:
+    if {MODULE, f"{MODULE}/v0"} <= {*packages}:
+        raise BuildError(f"the guest in {folder} imports both {MODULE} and {MODULE}/v0: a guest is of one form")
     if f"{MODULE}/v0" in packages:
         return "v0"
     if MODULE in packages:
         return "v1"
     raise BuildError(f"the guest in {folder} does not import {MODULE}, by which it would register its workflows")
+
+
+def _refuse_exports(run: _Runner, error: BuildError) -> None:
+    """Compilers and linkers say of two exports with one name where they stand in the module, and not in the source."""
+    ours: set[str] = set()
+    found: list[tuple[str, str]] = []
+    for package, file in run.sources():
+        for name in _EXPORT.findall(file.read_text("utf-8", "replace")):
+            if package.startswith(MODULE):
+                ours.add(name)
+            else:
+                found.append((name, f"{package}, {file.name}"))
+    for name, where in found:
+        if name in ours or _OF_THE_COMPILER.fullmatch(name):
+            message = f"{error}; it exports {name!r} ({where}), which the host or the compiler uses"
+            raise BuildError(message, error.output) from None
 
 
 def _refuse_json_beside_as(run: _Runner) -> None:
@@ -145,8 +169,5 @@ def _refuse_json_beside_as(run: _Runner) -> None:
 
 
 def _calls_as(source: str) -> bool:
-    imported = _NAME_OF_ERRORS.search(source)
-    if imported is None:
-        return False
-    name = (imported[1] or "errors").strip()
-    return re.search(rf"(?<!\.)\b{name}\.As\(", source) is not None
+    names = {(found[1] or "errors").strip() for found in _NAME_OF_ERRORS.finditer(source)}
+    return any(re.search(rf"(?<!\.)\b{name}\.As\b", source) for name in names)
