@@ -38,6 +38,7 @@ class Blocking(Turns):
     __slots__ = ("_repeated", "_resumed", "_waiting")
 
     _in_turns = False
+    _stuck = "its wait names no operation that is to be answered"
 
     @override
     async def run(self) -> None:
@@ -68,6 +69,8 @@ class Blocking(Turns):
         """What the import gives: the place of an operation that was answered, or how many there are at the deadline."""
         if any(number >= self._machine.operations for number in wanted.operations):
             return abi_v1.UNKNOWN
+        if wanted.deadline < 0 and wanted.operations and not self._answerable(wanted):
+            return abi_v1.TAKEN
         self._spent += time.thread_time() - self._resumed
         self._waiting = True
         place = await self._waited(wanted)
@@ -86,6 +89,8 @@ class Blocking(Turns):
                 if self._repeated % _POLITE == 0:
                     await anyio.lowlevel.checkpoint()
             else:
+                if wanted.deadline < 0 and not wanted.operations and self._instance.cancel is None:
+                    raise self._deadlock()  # others may be open, but no answer of theirs would end this wait
                 operations.deadline = wanted.deadline
                 if self._instance.keeps(self._turns, self._spent):
                     await self.keep()
@@ -102,6 +107,9 @@ class Blocking(Turns):
             if not machine.replaying:
                 await self._instance.heed()
         return place
+
+    def _answerable(self, wanted: Wait) -> bool:
+        return any(number in self.operations.open or number in self.exchange.untaken for number in wanted.operations)
 
     def _answered(self, wanted: Wait) -> int | None:
         untaken = self.exchange.untaken

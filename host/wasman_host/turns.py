@@ -104,6 +104,7 @@ class Turns:
     )
 
     _in_turns = True
+    _stuck = "its goroutines wait for each other"
 
     def __init__(self, instance: Instance, block: int, state: Mapping[str, Any] | None) -> None:
         """Nothing runs yet.
@@ -451,7 +452,7 @@ class Turns:
         told = self._machine.record.cancel
         message = (
             f"the guest of {self._key} can never go on: its workflow has not returned, and it waits for no activity, "
-            f"no signal and no timer; its goroutines wait for each other"
+            f"no signal and no timer; {self._stuck}"
             f"{', and somebody has asked that it be cancelled' if told is not None else ''}. "
             f"Mend the guest, then terminate this run and start it anew"
         )

@@ -432,6 +432,28 @@ async def test_a_guest_waits_for_one_of_several_with_its_stack_standing(lab: Mem
     assert asked[:8] == [1, 0x40000000, TAKEN, 1, 0, 0, 2, UNKNOWN]
 
 
+async def test_a_wait_for_what_was_taken_or_withdrawn_is_told_so(lab: MemoryLab, asked: list[int]) -> None:
+    """With a receive open it would be said to wait for that signal, which could never end the wait."""
+    body = flushed(0, call(0, "note", b"12")) + flushed(1, receive(1, "mail")) + flushed(2, receive(2, "post"))
+    body += "(i32.store (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 2))"
+    body += "(drop (call $wait (i32.const 512) (i32.const 1) (i64.const -1)))"
+    body += "(drop (call $result_read (i32.const 0) (i32.const 0) (i32.const 60000) (i32.const 10)))"
+    body += "(call $say (call $wait (i32.const 512) (i32.const 1) (i64.const -1)))"
+    body += flushed(3, cancel(2)) + "(call $say (call $wait (i32.const 512) (i32.const 2) (i64.const -1)))"
+    body += "(call $say (call $wait (i32.const 512) (i32.const 2) (call $now)))"  # a deadline ends it
+    await lab.start(blocking(body, call(0, "note", b"12"), receive(1, "mail"), receive(2, "post"), cancel(2)))
+    assert await lab.complete(Ledger().activity()) is None
+    assert asked[:3] == [TAKEN, TAKEN, 2]
+
+
+async def test_a_wait_for_no_operation_and_no_deadline_is_a_deadlock(lab: MemoryLab) -> None:
+    body = flushed(0, receive(0, "mail")) + "(drop (call $wait (i32.const 512) (i32.const 0) (i64.const -1)))"
+    await lab.start(blocking(body, receive(0, "mail")))
+    async with lab.worker():
+        found = await lab.blocked(GuestDeadlockError)
+    assert "it waits for no activity, no signal and no timer; its wait names no operation" in found.reason
+
+
 async def test_a_loop_of_calls_is_replayed_without_being_called_again(lab: MemoryLab) -> None:
     ledger = Ledger()
     one = call(0, "note", b"1")
