@@ -272,13 +272,17 @@ def exports(abi: str) -> str:
     [
         ('(func (export "wasman_turn") (param i32) (result i32) (i32.const 0))', "and not 'wasman_abi'"),
         (
+            '(import "wasman" "now" (func (result i64))) (func (export "run"))',
+            "imports wasman.now and does not export 'wasman_abi', which says for which ABI it is written",
+        ),
+        (
             exports("(result i64) (i64.const 1)"),
             "exports 'wasman_abi' as () -> (i64), and it is () -> (i32)",
         ),
     ],
 )
 def test_what_a_guest_of_turns_exports_is_looked_at(fields: str, why: str) -> None:
-    data = wat.module(f'(memory (export "memory") 1) {fields}')
+    data = wat.module(f'{fields} (memory (export "memory") 1)')
     module = compile_module(data, "it")
     with pytest.raises(InvalidModuleError) as refused:
         entry_of(module.binary, "", "it")

@@ -163,6 +163,13 @@ def entry_of(binary: ModuleBinary, entry: str, name: str) -> str:
     """
     if TURN in binary.functions:
         return _turn_of(binary, name)
+    asks = next((one for one in binary.imports if one.module == abi_v1.MODULE), None)
+    if asks is not None and _ABI not in binary.functions:
+        message = (
+            f"{name} imports {asks.module}.{asks.name} and does not export {_ABI!r}, which says for which ABI it is "
+            f"written; see docs/abi.md"
+        )
+        raise InvalidModuleError(message)
     wanted = [entry] if entry else ["run", "_start"]
     found = next((export for export in wanted if export in binary.functions), None)
     if found is None:
