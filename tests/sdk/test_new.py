@@ -59,7 +59,7 @@ def test_the_readme_is_followed_in_an_empty_folder(tmp_path: Path, shell: dict[s
     stubs = (project / "guest" / "stubs.go").read_bytes()
     out = [run(command, project, shell) for command in commands]
     assert out[0].startswith("file        guest.wasm\n")
-    assert re.match(r"PASS\nok\s+shop\s", out[1]) or out[1].startswith("ok"), out[1]
+    assert re.match(r"PASS\nok\s+shop/guest\s", out[1]) or out[1].startswith("ok"), out[1]
     assert out[2] == PRINTED
     assert (project / "guest" / "stubs.go").read_bytes() == stubs
     assert run("python app.py", project, shell) == PRINTED, "it runs again"
@@ -87,6 +87,13 @@ def test_its_tests_notice_a_defect(tmp_path: Path, shell: dict[str, str], old: s
     done = subprocess.run(["go", "test"], cwd=project / "guest", env=shell, capture_output=True, text=True, check=False)
     assert f"--- FAIL: {fails} " in done.stdout
     assert done.stdout.count("--- FAIL") == 1
+
+
+@needs_go
+@pytest.mark.parametrize("name", ["image", "internal"])
+def test_a_project_may_be_called_as_a_package_of_go_is(tmp_path: Path, shell: dict[str, str], name: str) -> None:
+    write_project(tmp_path / name)
+    run("wasman build guest --compiler go && go -C guest test", tmp_path / name, shell)
 
 
 def proxy(folder: Path) -> dict[str, str]:

@@ -1,3 +1,3 @@
-module PROJECT
+module PROJECT/guest
 
 go 1.25
