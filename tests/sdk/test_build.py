@@ -316,6 +316,9 @@ def test_the_committed_modules_are_what_it_builds(here: Path, sample: str) -> No
         ('// of "errors"\nimport other "errors"\nvar _ = other.As(err, &x)', True),
         ('import "errors"\nvar _ = errors.Is(err, x)', False),
         ('import "errors"\nvar _ = errors.Assert(err)', False),
+        ('import "errors"\n// as errors.As does\n/* or\nerrors.As(err, &x) */', False),
+        ('import "errors"\nvar site, as = "https://x", errors.As', True),
+        ('import "errors"\nvar quote, as = `"`, errors.As // "', True),
         ('import "example.org/errors"\nvar _ = errors.As(err, &x)', False),
     ],
 )

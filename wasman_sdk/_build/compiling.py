@@ -25,6 +25,7 @@ __all__ = ["Built", "build"]
 
 _STACK = re.compile(r"[1-9]\d*KB")
 _NAME_OF_ERRORS = re.compile(r'(?:^|[;(])\s*(?:import\s+)?(\w+\s+)?"errors"', re.MULTILINE)
+_COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|`[^`]*`|'(?:\\.|[^'\\\n])+')|//[^\n]*|/\*.*?\*/""", re.DOTALL)
 _EXPORT = re.compile(r"^//(?:go:wasmexport|export)\s+(\S+)", re.MULTILINE)
 _OF_THE_COMPILER = re.compile(r"memory|_initialize|_start|asyncify_\w+")
 
@@ -169,5 +170,6 @@ def _refuse_json_beside_as(run: _Runner) -> None:
 
 
 def _calls_as(source: str) -> bool:
+    source = _COMMENT.sub(lambda found: found[1] or " ", source)
     names = {(found[1] or "errors").strip() for found in _NAME_OF_ERRORS.finditer(source)}
     return any(re.search(rf"(?<!\.)\b{name}\.As\b", source) for name in names)
