@@ -391,6 +391,8 @@ class Turns:
         try:
             more = from_json(attributes) if attributes else {}
         except ValueError:
+            more = None
+        if not isinstance(more, dict):
             more = {"attributes": attributes.decode(errors="replace")}
         words = " ".join((message, *(f"{name}={value!r}" for name, value in more.items()))) if more else message
         to = next((python for least, python in _LEVELS if level >= least), logging.DEBUG)

@@ -368,6 +368,19 @@ async def test_logged_lines_are_not_repeated_when_turns_are(
     assert caplog.text.count("the last") == 2  # nobody knows whether the turn behind the last entry was begun
 
 
+@pytest.mark.parametrize("attributes", ["[1]", "1", "null", '"x"', "{", "\\ff", "[" * 5000])
+async def test_attributes_that_are_no_object_are_shown_as_they_are(
+    lab: MemoryLab, caplog: pytest.LogCaptureFixture, attributes: str
+) -> None:
+    text = f'(data (i32.const 60000) "line{attributes.replace(chr(34), chr(92) + chr(34))}")'
+    length = 1 if attributes == "\\ff" else len(attributes)
+    line = f"(call $log (i32.const 0) (i32.const 60000) (i32.const 4) (i32.const 60004) (i32.const {length}))"
+    await lab.start(turning(Turn(complete(b"1"), asks=[line]), more=text))
+    with caplog.at_level("INFO"):
+        assert await lab.complete() == 1
+    assert "line attributes=" in caplog.text
+
+
 # The blocking form
 
 BLOCKING = """
