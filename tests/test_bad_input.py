@@ -183,6 +183,11 @@ def raises(number: int) -> int:
 
 
 @activity(retry=NOW)
+def unreadable(number: int) -> int:
+    raise FileNotFoundError(os.fsdecode(b"no file \xff")) from ValueError(f"\ud800 {number}")
+
+
+@activity(retry=NOW)
 def forbidden(number: int) -> int:
     return f"{number} apples"  # type: ignore[return-value]  # the mistake that is tested
 
@@ -196,6 +201,7 @@ def huge(number: int) -> bytes:
     ("name", "request_", "type_", "message", "attempt"),
     [
         ("raises", b"1", "RuntimeError", "no 1", 2),
+        ("unreadable", b"1", "FileNotFoundError", "no file \\udcff", 2),
         ("forbidden", b"1", "InvalidResult", "what activity 'forbidden' returned does not fit its annotation", 1),
         (
             "raises",
@@ -212,12 +218,12 @@ def huge(number: int) -> bytes:
             1,
         ),
     ],
-    ids=["raises", "forbidden type", "wrong request", "no JSON"],
+    ids=["raises", "text that UTF-8 lacks", "forbidden type", "wrong request", "no JSON"],
 )
 async def test_an_activity_that_misbehaves(
     client: Client, name: str, request_: bytes, type_: str, message: str, attempt: int
 ) -> None:
-    async with Worker(client, activities=[raises, forbidden, huge]):
+    async with Worker(client, activities=[raises, unreadable, forbidden, huge]):
         module = wat.script(wat.call(name, request_), wat.call("wasman.error"))
         code, error = await client.execute_workflow(flow(module), None, id="w")
     assert (code, error["type"], error["activity"], error["attempt"]) == (-1, type_, name, attempt)

@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -98,6 +98,11 @@ __all__ = [
 ]
 
 
+def _writable(text: str) -> str:
+    """Text as UTF-8 can write it: an exception's may hold a file's name that is none."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 @frozen
 class Failure:
     """What went wrong, in the form in which it is stored and handed to guests.
@@ -114,7 +119,7 @@ class Failure:
     """
 
     type: str
-    message: str
+    message: str = field(converter=_writable)
     details: Any = None
     activity: str = ""
     attempt: int = 0

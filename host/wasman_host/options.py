@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,10 @@ def _read(data: bytes) -> Options:
     retry: dict[str, Any] = {}
     times: dict[str, Any] = {}
     try:
-        for name, value in from_json(data).items():
+        given = from_json(data)
+        if not isinstance(given, dict):
+            raise ValueError("they are no object")
+        for name, value in given.items():
             number = _number(name, value)
             if name == "maximum_attempts":
                 retry["maximum_attempts"] = int(number)
@@ -62,7 +66,7 @@ def _read(data: bytes) -> Options:
                 retry[name] = number / 1e9
             else:
                 times[_TIMES[name]] = number / 1e9
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         message = (
             f"the guest gives a call the options {data[:200]!r}, which make no sense ({error}); docs/abi.md says which "
             f"there are: mend the guest, then terminate this run and start it anew"
@@ -72,6 +76,6 @@ def _read(data: bytes) -> Options:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}")
     return value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from wasman_host.errors import Failure, GuestLimitError, LimitError
 from wasman_host.guest.live import Ended, Trapped
@@ -58,7 +59,7 @@ def failed_by_guest(data: bytes, kind: str) -> Failure:
     What is no failure in JSON is the message; so is one that is nested deeper than what is stored can be.
     """
     try:
-        given = json.loads(data)
+        given = from_json(data)
         failure = Failure.of_json({**given, "type": given.get("type") or kind})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return Failure(kind, data.decode(errors="replace"))

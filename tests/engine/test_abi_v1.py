@@ -58,6 +58,7 @@ async def test_nothing_given_is_null(lab: MemoryLab) -> None:
         (b'{"type":"Mine","message":"no"}', "Mine", "no"),
         (b'{"message":"no"}', "Error", "no"),
         (b"just words", "Error", "just words"),
+        (b'{"type":"Mine","message":"\\ud800"}', "Error", '{"type":"Mine","message":"\\ud800"}'),
         (b"[]", "Error", "[]"),
     ],
 )
@@ -221,6 +222,9 @@ PROTOCOL: list[tuple[Callable[[], bytes], str]] = [
     (lambda: turning(Turn(call(0, "note", options=b"{"))), "which make no sense"),
     (lambda: turning(Turn(call(0, "note", options=b'{"speed":1}'))), "which make no sense"),
     (lambda: turning(Turn(call(0, "note", options=b'{"heartbeat":-1}'))), "which make no sense"),
+    (lambda: turning(Turn(call(0, "note", options=b'{"backoff":NaN}'))), "which make no sense (backoff is nan)"),
+    (lambda: turning(Turn(call(0, "note", options=b'{"backoff":1e999}'))), "which make no sense (backoff is inf)"),
+    (lambda: turning(Turn(call(0, "note", options=b"[]"))), "which make no sense (they are no object)"),
 ]
 
 
