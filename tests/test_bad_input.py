@@ -15,6 +15,7 @@ from wasmtime import wat2wasm
 
 from tests import wat
 from wasman_sdk import (
+    ApplicationError,
     Client,
     FileSink,
     FileSource,
@@ -187,6 +188,20 @@ def unreadable(number: int) -> int:
     raise FileNotFoundError(os.fsdecode(b"no file \xff")) from ValueError(f"\ud800 {number}")
 
 
+class Mute(Exception):  # noqa: N818  as somebody else has called it
+    def __str__(self) -> str:
+        raise LookupError("it has no text")
+
+
+@activity(retry=RetryPolicy(maximum_attempts=1))
+def tells(what: str) -> None:
+    nested: list[Any] = []
+    for _ in range(240):
+        nested = [nested]
+    told = {"set": {1}, "object": object(), "text": "\ud800", "nan": float("nan"), "deep": nested, "bytes": b"\xff"}
+    raise Mute if what == "mute" else ApplicationError("no", details=told[what])
+
+
 @activity(retry=NOW)
 def forbidden(number: int) -> int:
     return f"{number} apples"  # type: ignore[return-value]  # the mistake that is tested
@@ -228,6 +243,28 @@ async def test_an_activity_that_misbehaves(
         code, error = await client.execute_workflow(flow(module), None, id="w")
     assert (code, error["type"], error["activity"], error["attempt"]) == (-1, type_, name, attempt)
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("set", [1]),
+        ("nan", None),
+        ("object", "(the details cannot be written: Unable to serialize unknown type: <class 'object'>)"),
+        ("text", "(the details cannot be written: Error serializing to JSON: "),
+        ("bytes", "(the details cannot be written: Error serializing to JSON: "),
+        ("deep", "(the details cannot be written: recursion limit exceeded "),
+        ("mute", None),
+    ],
+)
+async def test_details_that_json_has_no_place_for(client: Client, what: str, told: object) -> None:
+    async with Worker(client, activities=[tells]):
+        module = wat.script(wat.call("tells", f'"{what}"'.encode()), wat.call("wasman.error"))
+        with anyio.fail_after(15):
+            _, error = await client.execute_workflow(flow(module), None, id="w")
+    found = error.get("details")
+    assert found == told or (isinstance(told, str) and found.startswith(told))
+    assert error["message"] == ("(Mute tells nothing: LookupError('it has no text'))" if what == "mute" else "no")
 
 
 async def test_an_activity_that_returns_too_much(client: Client) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import Factory, evolve, field, frozen
+from pydantic_core import from_json, to_json
 
 from wasman_host.errors import ApplicationError, Failure
 from wasman_host.payload import Payload
@@ -170,12 +171,25 @@ def failed_by(error: Exception, name: str, attempt: int, retry: Retry) -> Failed
     return Failed(failure, delay)
 
 
+def _written(details: object) -> Any:
+    """Details as they are stored; what JSON has no place for is said instead, so that the failure is not lost by it."""
+    if details is None:
+        return None
+    try:
+        return from_json(to_json(details, inf_nan_mode="null"))
+    except ValueError as error:
+        return f"(the details cannot be written: {error})"
+
+
 def _failure_of(error: BaseException, name: str, attempt: int, causes: int) -> Failure:
     cause = None
     if error.__cause__ is not None and causes > 0:
         cause = _failure_of(error.__cause__, "", 0, causes - 1)
     kind, details, non_retryable = type(error).__name__, None, False
     if isinstance(error, ApplicationError):
-        kind, details, non_retryable = error.type, error.details, error.non_retryable
-    message = str(error) or repr(error)
+        kind, details, non_retryable = error.type, _written(error.details), error.non_retryable
+    try:
+        message = str(error) or repr(error)
+    except Exception as wrong:  # noqa: BLE001  the exception is somebody else's code
+        message = f"({kind} tells nothing: {wrong!r})"
     return Failure(kind, message, details, name, attempt, cause=cause, non_retryable=non_retryable)

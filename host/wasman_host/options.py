@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
@@ -53,10 +53,7 @@ def _read(data: bytes) -> Options:
     retry: dict[str, Any] = {}
     times: dict[str, Any] = {}
     try:
-        given = from_json(data)
-        if not isinstance(given, dict):
-            raise ValueError("they are no object")
-        for name, value in given.items():
+        for name, value in _items(data):
             number = _number(name, value)
             if name == "maximum_attempts":
                 retry["maximum_attempts"] = int(number)
@@ -73,6 +70,13 @@ def _read(data: bytes) -> Options:
         )
         raise GuestProtocolError(message) from error
     return Options(retry, times)
+
+
+def _items(data: bytes) -> Iterable[tuple[str, object]]:
+    given = from_json(data)
+    if isinstance(given, dict):
+        return given.items()
+    raise ValueError("they are no object")
 
 
 def _number(name: str, value: object) -> float:
