@@ -148,6 +148,60 @@ func TestAChannelOfASignalEndsWithItsContext(t *testing.T) {
 	})
 }
 
+func TestAValueThatAChannelHasAheadIsNotLostWithItsContext(t *testing.T) {
+	wasmantest.Run(t, func(t *testing.T, h *wasmantest.Host) {
+		for _, word := range []string{"a", "b", "c", "d"} {
+			wasmantest.Send(h, mail, word)
+		}
+		var got []string
+		err := play(h, func(ctx context.Context) error {
+			for range 2 {
+				until, cancel := context.WithCancel(ctx)
+				got = append(got, <-mail.Channel(until))
+				time.Sleep(time.Second) // the next one is there, and nobody takes it
+				cancel()
+				time.Sleep(time.Second)
+			}
+			for range 2 {
+				word, err := mail.Receive(ctx)
+				if err != nil {
+					return err
+				}
+				got = append(got, word)
+			}
+			return nil
+		})
+		if !slices.Equal(got, []string{"a", "b", "c", "d"}) || err != nil {
+			t.Fatal(got, err)
+		}
+	})
+}
+
+func TestAValueThatAChannelHasAheadGoesToWhoeverWaitsAlready(t *testing.T) {
+	wasmantest.Run(t, func(t *testing.T, h *wasmantest.Host) {
+		wasmantest.Send(h, mail, "a")
+		wasmantest.Send(h, mail, "b")
+		time.AfterFunc(time.Hour, func() { wasmantest.Send(h, mail, "c") })
+		var got []string
+		err := play(h, func(ctx context.Context) error {
+			until, cancel := context.WithCancel(ctx)
+			got = append(got, <-mail.Channel(until))
+			time.AfterFunc(time.Second, cancel)
+			for range 2 {
+				word, err := mail.Receive(ctx)
+				if err != nil {
+					return err
+				}
+				got = append(got, word)
+			}
+			return nil
+		})
+		if !slices.Equal(got, []string{"a", "b", "c"}) || err != nil {
+			t.Fatal(got, err)
+		}
+	})
+}
+
 func TestAValueThatDoesNotFitSaysWhoseItIs(t *testing.T) {
 	misfit := wasman.NewSignal[int]("mail")
 	wasmantest.Run(t, func(t *testing.T, h *wasmantest.Host) {

@@ -21,6 +21,7 @@ type operation struct {
 	body      []byte
 	failed    bool
 	cancelled bool // its end was asked for
+	receives  bool // it is a receive of the signal of that name
 }
 
 // run is the one run that lives in this memory.
@@ -28,6 +29,7 @@ var run struct {
 	lock   sync.Mutex // tests run goroutines at the same time; guests do not
 	next   uint32
 	open   map[uint32]*operation
+	back   []*operation // receives whose values nobody has taken, the oldest first
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	reason string // why the run is to be cancelled
@@ -88,7 +90,7 @@ func ask(kind uint16, name string, head, rest []byte) *operation {
 	mayAsk(name)
 	run.lock.Lock()
 	defer run.lock.Unlock()
-	op := &operation{number: run.next, name: name, done: make(chan struct{})}
+	op := &operation{number: run.next, name: name, receives: kind == abi.Receive, done: make(chan struct{})}
 	run.next++
 	if run.open == nil {
 		run.open = map[uint32]*operation{}

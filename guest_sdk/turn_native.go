@@ -32,7 +32,7 @@ func init() {
 func begin() context.Context {
 	run.lock.Lock()
 	defer run.lock.Unlock()
-	run.next, run.open, run.out, run.ended = 0, nil, nil, false
+	run.next, run.open, run.back, run.out, run.ended = 0, nil, nil, nil, false
 	run.told, run.reason, run.info = false, "", Info{}
 	run.ctx, run.cancel = context.WithCancelCause(context.Background())
 	return run.ctx
