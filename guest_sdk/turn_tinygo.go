@@ -3,6 +3,7 @@
 package wasman
 
 import (
+	"math"
 	"runtime"
 	"unsafe"
 
@@ -63,10 +64,12 @@ var (
 	given    uint32
 )
 
-// nextTimer is when the earliest timer is due, or -1.
+// nextTimer is when the earliest timer is due, or -1. What sleeps beyond the last time that there is, in the year 2262,
+// is due with it: Go cuts its timers there as well.
 func nextTimer() int64 {
 	due := int64(-1)
 	if sleepQueue != nil {
+		sleepQueue.data = min(sleepQueue.data, uint64(math.MaxInt64-sleepQueueBaseTime))
 		due = sleepQueueBaseTime + int64(sleepQueue.data)
 	}
 	if timerQueue != nil && (due < 0 || timerQueue.timer.when < due) {

@@ -46,6 +46,7 @@ from wasman_host.guest.asyncify import Suspended
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.memory import Baseline
+from wasman_host.guest.panics import of_stack
 from wasman_host.guest.world import World
 from wasman_host.host_calls import HostCalls
 from wasman_host.machine import Machine, Proposal, Terminating
@@ -781,7 +782,8 @@ class Instance:
             return panic
         if isinstance(outcome, Ended):
             return Failure("GuestExit", f"the guest exited with code {outcome.code}")
-        return Failure("GuestTrap", outcome.message, backtrace=outcome.backtrace)
+        message = of_stack(outcome.message, outcome.backtrace)
+        return Failure("GuestTrap", message, backtrace=outcome.backtrace)
 
     def _answer(self, guest: Guest, request: Request) -> Awaitable[int]:
         return self._host_calls.answer(guest, request)

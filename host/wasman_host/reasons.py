@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from wasman_host.errors import Failure, GuestLimitError, LimitError
 from wasman_host.guest.live import Ended, Trapped
-from wasman_host.guest.panics import last_words
+from wasman_host.guest.panics import last_words, of_stack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def panicked(said: Sequence[str], outcome: Ended | Trapped) -> Failure | None:
         return None
     message, more = found
     backtrace = outcome.backtrace if isinstance(outcome, Trapped) else "\n".join(more).strip("\n")
-    return Failure(PANIC, message, backtrace=backtrace)
+    return Failure(PANIC, of_stack(message, backtrace), backtrace=backtrace)
 
 
 def with_command(error: BlockedError, key: Key) -> BlockedError:

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests import wat
 from tests.go_guests import COMPILERS, guest
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers, sink, source
 from wasman_host import turns
@@ -22,6 +23,8 @@ from wasman_host.record import Limits
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
 from wasman_host.store import Status
+from wasman_sdk import Workflow
+from wasman_sdk.testing import WorkflowEnvironment
 
 ORDER = {"id": "1", "cents": 5}
 
@@ -193,6 +196,13 @@ async def test_the_attempts_that_a_call_asks_for_are_made(lab: MemoryLab) -> Non
 async def test_timers_of_the_runtime_are_durable(lab: MemoryLab, compiler: str) -> None:
     await lab.start(guest("programs", compiler), 50, entry="sleeps")
     assert await lab.complete() >= 50
+
+
+@COMPILERS
+async def test_a_sleep_of_300_years_comes_to_its_end(compiler: str) -> None:
+    workflow = Workflow("years", int, int, module=guest("programs", compiler))
+    async with WorkflowEnvironment(workflows=[workflow]) as env:
+        assert await env.client.execute_workflow(workflow, 292, id="w") == 2
 
 
 @COMPILERS
@@ -386,8 +396,25 @@ async def test_a_run_is_kept_after_so_many_turns(lab: MemoryLab) -> None:
 async def test_a_stack_that_ends_is_a_limit_that_says_which(lab: MemoryLab) -> None:
     await lab.start(guest("programs", "go"), 100_000, entry="deep", limits=Limits(stack=65536))
     async with lab.worker():
+        found = await lab.blocked(GuestLimitError, reason="ran into the end of its stack, 65,536 bytes")
+    assert "raise the limit and unblock" in found.reason
+
+
+@pytest.mark.parametrize("depth", [70, 100, 1_000, 100_000])
+async def test_a_goroutines_stack_that_overflows_says_by_what_there_is_more(depth: int, lab: MemoryLab) -> None:
+    await lab.start(guest("programs", "tinygo"), depth, entry="overflows")
+    async with lab.worker(Ledger().activity("echo")):
         found = await lab.ended()
-    assert found.status in {Status.BLOCKED, Status.COMPLETED, Status.FAILED}
-    if found.status is Status.BLOCKED:
-        assert found.record is not None
-        assert found.record.error == GuestLimitError.__name__
+    assert found.status is Status.FAILED
+    assert found.record is not None
+    assert found.record.failure is not None
+    assert "wasman build --stack-size 64KB" in found.record.failure.message, found.record.failure
+
+
+async def test_an_access_out_of_bounds_in_another_language_says_nothing_of_goroutines(lab: MemoryLab) -> None:
+    await lab.start(wat.script(wat.raw("(i32.store (i32.const 67108864) (i32.const 1))")))
+    async with lab.worker():
+        found = await lab.ended()
+    assert found.record is not None
+    assert found.record.failure is not None
+    assert found.record.failure.message.endswith("wasm trap: out of bounds memory access")

@@ -21,10 +21,12 @@ var (
 	_ = wasman.Workflow("drawn", drawn)
 	_ = wasman.Workflow("calls", calls)
 	_ = wasman.Workflow("sleeps", sleeps)
+	_ = wasman.Workflow("years", years)
 	_ = wasman.Workflow("panics", panics)
 	_ = wasman.Workflow("deadlock", deadlock)
 	_ = wasman.Workflow("endless", endless)
 	_ = wasman.Workflow("deep", deep)
+	_ = wasman.Workflow("overflows", overflows)
 	_ = wasman.Workflow("ticks", ticks)
 	_ = wasman.Workflow("receives", receives)
 	_ = wasman.Workflow("fanout", fanout)
@@ -170,6 +172,18 @@ func sleeps(_ context.Context, ms int64) (int64, error) {
 	return time.Since(begin).Milliseconds(), nil
 }
 
+// years sleeps so many years, and beside that a moment longer.
+func years(_ context.Context, count int64) (int, error) {
+	slept := make(chan int)
+	for more := range 2 {
+		go func() {
+			time.Sleep(time.Duration(count)*365*24*time.Hour + time.Duration(more))
+			slept <- 1
+		}()
+	}
+	return <-slept + <-slept, nil
+}
+
 func panics(ctx context.Context, message string) (wasman.None, error) {
 	if _, err := echo.Do(ctx, message); err != nil {
 		return wasman.None{}, err
@@ -209,6 +223,21 @@ func depth(n int) int {
 }
 
 func deep(_ context.Context, n int) (int, error) { return depth(n), nil }
+
+// overflows needs more stack the deeper it goes, also where depth is made a loop, and waits behind that.
+func overflows(ctx context.Context, n int) (string, error) {
+	return echo.Do(ctx, strconv.Itoa(stacked(n)))
+}
+
+//go:noinline
+func stacked(n int) int {
+	var frame [64]int
+	frame[n%64] = n
+	if n == 0 {
+		return frame[0]
+	}
+	return stacked(n-1) + frame[(n+1)%64] + frame[n%64]
+}
 
 // ticks is a ticker that nobody stops, for so many ticks.
 func ticks(_ context.Context, count int) (int, error) {
