@@ -400,7 +400,7 @@ async def test_a_stack_that_ends_is_a_limit_that_says_which(lab: MemoryLab) -> N
     assert "raise the limit and unblock" in found.reason
 
 
-@pytest.mark.parametrize("depth", [70, 100, 1_000, 100_000])
+@pytest.mark.parametrize("depth", [64, 106, 1_000, 100_000])
 async def test_a_goroutines_stack_that_overflows_says_by_what_there_is_more(depth: int, lab: MemoryLab) -> None:
     await lab.start(guest("programs", "tinygo"), depth, entry="overflows")
     async with lab.worker(Ledger().activity("echo")):
