@@ -410,7 +410,10 @@ def check_size(id_: str, what: str, payload: Payload, limits: Limits) -> None:
 def _check_integers(id_: str, workflow: str, name: Deployment, given: Payload) -> None:
     if not name.params:
         return
-    value = given.value()
+    try:
+        value = given.value()
+    except ValueError:  # bytes that are no JSON
+        value = None
     numbers = value if isinstance(value, list) else [value]
     if not integers_fit(numbers, name.params):
         message = (

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from wasmtime import wat2wasm
 
 from tests import wat
+from tests.go_guests import guest as go_guest
 from wasman_sdk import Client, PayloadCodec, Worker, Workflow, activity
 from wasman_sdk.cli import wasman
 from wasman_sdk.cli.doctor import Finding
@@ -200,6 +201,21 @@ def test_an_id_is_used_once_unless_a_policy_says_otherwise(command: Command) -> 
     again = command("start", "flow", "--id", "w", "--id-reuse-policy", "allow_duplicate", "--json").json["run_id"]
     assert again != first
     assert command("show", "w", "--run", first, "--json").json["status"] == "completed"
+
+
+def test_a_result_that_is_no_json_is_printed_as_it_is(command: Command) -> None:
+    Path("programs.wasm").write_bytes(go_guest("programs", "tinygo"))
+    command("deploy", "bytes", "--module", "programs.wasm")
+
+    async def start() -> None:
+        async with Client.connect("sqlite:///wasman.db") as client:
+            for name, given in (("words", b"two words"), ("none", b""), ("json", b" [1 ]")):
+                await client.start_workflow("bytes", given, id=name)
+
+    anyio.run(start)
+    worked("bytes")
+    for name, said in (("words", "two words"), ("none", "null\n"), ("json", "[1]\n")):
+        assert command("result", name) == Outcome(0, said, "")
 
 
 def test_result_tells_by_its_code_how_a_run_ended(command: Command) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 from pydantic import BaseModel
+from wasmtime import wat2wasm
 
 from tests import wat
 from tests.go_guests import COMPILERS, guest
@@ -69,6 +70,16 @@ async def test_bytes_go_to_a_guest_and_come_back_as_they_are(client: Client, com
         with pytest.raises(InvalidArgumentError, match="the result of workflow 'bytes' is not of its output type"):
             await client.get_handle("named").result()
         assert await client.execute_workflow(nothing, None, id="nothing") is None
+
+
+async def test_bytes_that_are_no_integers_are_refused_by_an_entry_that_takes_some(client: Client) -> None:
+    text = '(module (memory (export "memory") 1) (func (export "run") (param i32) (result i32) (local.get 0)))'
+    flow: Workflow[bytes, int] = Workflow("integers", bytes, int, module=bytes(wat2wasm(text)))
+    async with Worker(client, workflows=[flow]):
+        assert await client.execute_workflow(flow, b"3", id="three") == 3
+    for given in (b"", b"\xff", b"x"):
+        with pytest.raises(InvalidArgumentError, match=r"takes 1 integers \(i32\); the input of 'w' is "):
+            await client.start_workflow(flow, given, id="w")
 
 
 async def test_what_json_cannot_hold_is_refused(client: Client) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import click
+from pydantic_core import from_json
 
+from wasman_sdk._workflow import Workflow
 from wasman_sdk.cli.durations import DURATION
 from wasman_sdk.cli.errors import UNFINISHED, Refused
 from wasman_sdk.cli.objects import imported
@@ -32,14 +34,14 @@ __all__ = ["result"]
 def result(
     id_: str, run_id: str | None, timeout: timedelta | None, codec_name: str | None, store: str | None, tenant: str
 ) -> None:
-    """Wait until a run has ended, and print its result as JSON.
+    """Wait until a run has ended, and print its result as JSON, or as it is where it is none.
 
     Exit codes: 1 where it failed, was cancelled, terminated or timed out, 3 where it is blocked, 5 where it has not
     ended within --timeout.
     """
 
-    async def found(client: Client) -> Any:
-        handle = client.get_handle(id_, run_id=run_id)
+    async def found(client: Client) -> bytes:
+        handle = client.get_handle(id_, run_id=run_id, workflow=Workflow("", object, bytes))
         if timeout is None or (await handle.describe()).closed is not None:
             await closed(client, handle)
         else:
@@ -50,4 +52,10 @@ def result(
                 raise Refused(f"{id_} is {status}, and has not ended within {timeout.total_seconds():g} s", UNFINISHED)
         return await handle.result()
 
-    print_line(over(existing(store, tenant, None if codec_name is None else imported(codec_name)), found))
+    given = over(existing(store, tenant, None if codec_name is None else imported(codec_name)), found)
+    try:
+        value = from_json(given or b"null")
+    except ValueError:
+        click.echo(given, nl=False)
+    else:
+        print_line(value)
