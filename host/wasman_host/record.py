@@ -309,7 +309,7 @@ class Record:
         status: Where it stands; the same as the store's column.
         reason: Why it is blocked, or what it waits for; "" else.
         error: The class of the error that blocked it, "" else.
-        image: Digest of the base image it runs on, "" before its first turn or where the module has none.
+        image: Digest of the base image it runs on; "" until a worker has it, and where the module has none.
         snapshot: The newest snapshot, or None.
         open: Operations that were committed before they were answered.
         result: What the guest gave.
