@@ -192,12 +192,16 @@ def _handler(
     sessions = {name: one.kind for name, one in wanted if issubclass(one.kind, Session)}
     infos = [name for name, one in wanted if issubclass(one.kind, ActivityInfo)]
 
+    injects = bool(resources or infos or sessions)
+
     async def handle(call: ActivityCall) -> bytes:
-        arguments: dict[str, Any] = dict(resources)
-        for name in infos:
-            arguments[name] = info_of(call)
-        for name, kind in sessions.items():
-            arguments[name] = _session(call, kind)
+        arguments: dict[str, Any] = {}
+        if injects:
+            arguments.update(resources)
+            for name in infos:
+                arguments[name] = info_of(call)
+            for name, kind in sessions.items():
+                arguments[name] = _session(call, kind)
         given = bool(payload) and (bool(call.request) or not signature.payload_has_default)
         if given:
             arguments[payload] = read(call.request)

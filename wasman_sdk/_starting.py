@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from attrs import frozen
-
 from wasman_host.errors import InvalidArgumentError
 from wasman_host.payload import JSON, Payload
 from wasman_host.starting import StartOptions, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from wasman_host.values import frozen
 from wasman_sdk._session import Session, bind
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Factory, evolve, field
 from pydantic_core import from_json, to_json
 
 from wasman_host.errors import ApplicationError, Failure
 from wasman_host.payload import Payload
 from wasman_host.slots import Slots
 from wasman_host.store.protocol import Key
+from wasman_host.values import frozen
 
 if TYPE_CHECKING:
     import threading

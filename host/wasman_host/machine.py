@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field
 
 from wasman_host.errors import BlockedError, CorruptSnapshotError, Failure, NondeterminismError
 from wasman_host.oplog import (
@@ -27,7 +27,6 @@ from wasman_host.oplog import (
     Entry,
     Operation,
     Tail,
-    chained,
     encode_entry,
     encode_operation,
     entry_address,
@@ -45,6 +44,7 @@ from wasman_host.record import (
 )
 from wasman_host.seal import Address, digest_of, seal
 from wasman_host.store.protocol import Blob, Key, Status
+from wasman_host.values import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,6 +55,7 @@ __all__ = ["Machine", "Proposal", "Terminating", "create"]
 
 _STATE_VERSION = 2
 _NOTHING: frozenset[str] = frozenset()
+_sha256 = hashlib.sha256
 CANCELLED = "Cancelled"  # the type of the failure by which a guest is told, and by which it says that it honours it
 
 
@@ -368,7 +369,7 @@ class Machine:
             return self._issued_again(encoded)
         number = self._count
         self._count += 1
-        self._digest = chained(self._digest, (encoded,))
+        self._digest = _sha256(self._digest + encoded).digest()  # as `chained`
         self._unlogged.append(encoded)
         if self._past:
             self._compare(number, Operation(kind, name, request, self.read, self.written, self.crc))
@@ -744,11 +745,10 @@ class Machine:
         result = _placed(result, "payload-result")
         blobs = _blobs(self.tenant, self.id, self.run, [result], deflate=self._deflate)
         tail = evolve(self.tail, stored=self.tail.stored + _size(blobs)) if blobs else self.tail
-        closing = self._closing()
         if publishing is not None:
-            record = evolve(closing, status=Status.PUBLISHING, result=result, publishing=publishing)
+            record = self._closing(status=Status.PUBLISHING, result=result, publishing=publishing)
             return Proposal(record, tail, blobs=blobs)
-        record = evolve(closing, status=Status.COMPLETED, result=result, reason="", closed=now)
+        record = self._closing(status=Status.COMPLETED, result=result, reason="", closed=now)
         return Proposal(record, tail, blobs=blobs, keeps_owner=False)
 
     def published(self, now: int) -> Proposal:
@@ -760,17 +760,18 @@ class Machine:
         """The guest's own act ended the run without a result; cancelled, where that is what it says."""
         told = self.record.cancel is not None and self.record.cancel.operation is not None
         status = Status.CANCELLED if told and _honours(failure) else Status.FAILED
-        record = evolve(self._closing(), status=status, failure=failure, reason="", closed=now)
+        record = self._closing(status=status, failure=failure, reason="", closed=now)
         return Proposal(record, self.tail, keeps_owner=False)
 
-    def _closing(self) -> Record:
+    def _closing(self, **changes: Any) -> Record:
         """The record of a run that ends: nothing is open any more, and what it was not given has come too late."""
         record, cancel = self.record, self.pending_cancel
         late = [(signal.message, "signal") for signal in record.signals]
         if cancel is not None:
             late.append((cancel.message, "cancel"))
         told = record.cancel if cancel is None else None
-        return evolve(record, open=(), signals=(), cancel=told, undelivered=(*record.undelivered, *late))
+        undelivered = (*record.undelivered, *late)
+        return evolve(record, open=(), signals=(), cancel=told, undelivered=undelivered, **changes)
 
     def ended(self, terminating: Terminating, now: int) -> Proposal:
         """A person, or the execution timeout, ends the run; what brought it is logged in the same commit."""
@@ -797,7 +798,7 @@ class Machine:
         tail = self.tail
         n, time = tail.entries, max(now, tail.time + 1)
         blobs: Sequence[Blob] = ()
-        if any(delivery.payload and not delivery.payload.inline for delivery in deliveries):
+        if [delivery for delivery in deliveries if delivery.payload and not delivery.payload.inline]:
             deliveries = [
                 evolve(delivery, payload=_placed(delivery.payload, f"payload-{n}-{place}"))
                 for place, delivery in enumerate(deliveries)
@@ -810,7 +811,7 @@ class Machine:
             ]
         encoded = encode_entry(n, time, self._count, self._digest, self._unlogged, deliveries)
         sealed = seal(self._entry_address % n, encoded, after=tail.chain, deflate=self._deflate)
-        stored = tail.stored + len(sealed) + _size(blobs)
+        stored = tail.stored + len(sealed) + (_size(blobs) if blobs else 0)
         return Proposal(
             evolve(self.record, **changes) if changes else None,
             Tail(n + 1, time, stored, digest_of(sealed)),
@@ -828,7 +829,8 @@ class Machine:
         self.tail = proposal.tail
         if proposal.settles:
             self.takeovers = 0
-            self._begun = {operation.number: operation.attempts for operation in self.record.open}
+            if self._begun or self.record.open:
+                self._begun = {operation.number: operation.attempts for operation in self.record.open}
         if proposal.delivered:
             self.time = proposal.tail.time
             self.entry = proposal.tail.entries - 1

@@ -16,12 +16,13 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field
 from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
 from wasman_host.payload import Payload
 from wasman_host.seal import Address, digest_of, unseal
+from wasman_host.values import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,6 +175,10 @@ def entry_address(tenant: str, id_: str, run: str, n: int) -> Address:
     return Address(tenant, id_, run, "entry", str(n))
 
 
+_HEAD = b'{"v":%d,"n":%d,"time":%d,"operations":%d,"digest":"%b","issued":[%b],"deliveries":['
+_STEP = _HEAD + b'{"kind":"result","operation":%d,"payload":{"size":%d}}]}\n%b'
+
+
 def encode_entry(
     n: int, time: int, operations: int, digest: bytes, issued: Sequence[bytes], deliveries: Sequence[Delivery]
 ) -> bytes:
@@ -187,21 +192,12 @@ def encode_entry(
         issued: Those among them that no earlier entry holds, each in its stored form.
         deliveries: What is handed over together.
     """
-    parts = [
-        b'{"v":%d,"n":%d,"time":%d,"operations":%d,"digest":"%s","issued":['
-        % (_VERSION, n, time, operations, digest.hex().encode()),
-        b",".join(issued),
-        b'],"deliveries":[',
-    ]
-    bodies: list[bytes] = []
+    head = (_VERSION, n, time, operations, digest.hex().encode(), b",".join(issued))
     if len(deliveries) == 1 and (payload := _plain_result(deliveries[0])) is not None:
         # What most entries are: one small result. A step of every workflow passes here.
-        operation = deliveries[0].operation
-        parts.append(b'{"kind":"result","operation":%d,"payload":{"size":%d}}]}\n' % (operation, payload.size))
-        parts.append(payload.content)
-    else:
-        parts += (_encode_deliveries(deliveries, bodies), b"]}\n", *bodies)
-    return b"".join(parts)
+        return _STEP % (*head, deliveries[0].operation, payload.size, payload.content)
+    bodies: list[bytes] = []
+    return b"".join((_HEAD % head, _encode_deliveries(deliveries, bodies), b"]}\n", *bodies))
 
 
 def _plain_result(delivery: Delivery) -> Payload | None:

@@ -6,8 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field
 from pydantic_core import to_json
+
+from wasman_host.values import frozen
 
 __all__ = ["INLINE_LIMIT", "JSON", "OCTETS", "Payload"]
 

@@ -13,13 +13,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, evolve, field, frozen
+from attrs import asdict, evolve, field
 from pydantic_core import to_json
 
 from wasman_host.errors import CorruptSnapshotError, Failure, UnsupportedStateError
 from wasman_host.guest.limits import STACK, GuestLimits
 from wasman_host.payload import INLINE_LIMIT, Payload
 from wasman_host.store.protocol import CLOSED, Status
+from wasman_host.values import frozen
 
 __all__ = [
     "ArchiveReference",

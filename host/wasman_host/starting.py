@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-from attrs import field, frozen
+from attrs import field
 
 from wasman_host import control
 from wasman_host.annotations import check_annotations
@@ -34,13 +33,14 @@ from wasman_host.errors import (
 )
 from wasman_host.guest.engine import SETTINGS
 from wasman_host.guest.limits import check_stack
-from wasman_host.ids import validated_id
+from wasman_host.ids import drawn, validated_id
 from wasman_host.instance import integers_fit
 from wasman_host.machine import create
 from wasman_host.oplog import encode_tail
 from wasman_host.record import Limits, Pinned, StreamSpec
 from wasman_host.store.protocol import OPEN, Change, Key, Status, Stored, Won
 from wasman_host.stored import columns_of, sealed_record
+from wasman_host.values import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -366,7 +366,7 @@ def creation(
         key=key,
         expected=expected,
         run=record.run,
-        nonce=secrets.token_hex(8),
+        nonce=drawn(16),
         record=sealed_record(key, record),
         columns=columns_of(record, proposal.tail.stored, owner=owner, wake=wake),
         tail=encode_tail(proposal.tail),

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "call_later", "call_soon", "poster"]
 
 T = TypeVar("T")
+
+
+class _Running(threading.local):
+    """The event loop that this thread was last seen to run."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_running = _Running()
+os.register_at_fork(after_in_child=lambda: setattr(_running, "loop", None))
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The running event loop. Python 3.11 asks the kernel for the process's id each time that it is asked for it."""
+    loop = _running.loop
+    if loop is None or not loop.is_running():
+        loop = _running.loop = asyncio.get_running_loop()
+    return loop
 
 
 def _on_trio() -> bool:
@@ -46,7 +66,7 @@ class Answer(Generic[T]):
 
             self._future: asyncio.Future[None] | trio.Event = trio.Event()
         else:
-            self._future = asyncio.get_running_loop().create_future()
+            self._future = _loop().create_future()
 
     def set(self, value: T) -> None:
         """Give the value; later settings are ignored."""
@@ -90,7 +110,7 @@ class Answer(Generic[T]):
             return
         if isinstance(self._future, asyncio.Future):
             # A timer of the loop costs a third of a cancel scope.
-            timer = asyncio.get_running_loop().call_later(seconds, self._over, self._future)
+            timer = _loop().call_later(seconds, self._over, self._future)
             try:
                 await self._future
             finally:
@@ -133,7 +153,7 @@ def call_soon(callback: Callable[[], None]) -> None:
 
         trio.lowlevel.current_trio_token().run_sync_soon(callback)
     else:
-        asyncio.get_running_loop().call_soon(callback)
+        _loop().call_soon(callback)
 
 
 def call_later(seconds: float, callback: Callable[[], None]) -> None:
@@ -147,4 +167,4 @@ def call_later(seconds: float, callback: Callable[[], None]) -> None:
 
         trio.lowlevel.spawn_system_task(wait)
     else:
-        asyncio.get_running_loop().call_later(seconds, callback)
+        _loop().call_later(seconds, callback)

@@ -119,18 +119,15 @@ def _watched(function: HostFunction) -> HostFunction:
 def watch() -> None:
     """Watch all host functions of this process. Once, and before anything is compiled."""
     modules._FUNCTIONS[:] = [_watched(function) for function in modules._FUNCTIONS]
-    hand_over, close = live.Guest.hand_over, live.Guest.close
+    answer, close = live.Guest.answer, live.Guest.close
 
-    def watched_hand_over(guest: live.Guest) -> bool:
-        answer = guest._answer
-        handed = hand_over(guest)
-        if handed:
-            _finish(guest, answer)
-        return handed
+    def watched_answer(guest: live.Guest, value: int) -> None:
+        answer(guest, value)
+        _finish(guest, value)
 
     def watched_close(guest: live.Guest) -> None:
         _finish(guest, None)
         close(guest)
 
     patched: Any = live.Guest
-    patched.hand_over, patched.close = watched_hand_over, watched_close
+    patched.answer, patched.close = watched_answer, watched_close

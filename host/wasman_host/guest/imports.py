@@ -10,6 +10,7 @@ Which guest is calling is known by the thread: every poll sets it, and no two po
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
@@ -29,6 +30,7 @@ __all__ = ["HostFunction", "Request", "StopGuest", "current", "linker_of"]
 
 _VALUE_TYPES = {"i32": (ValType.i32, 0), "i64": (ValType.i64, 1)}
 _MASKS = {"i32": 0xFFFFFFFF, "i64": 0xFFFFFFFFFFFFFFFF}
+_PLACES = {"i32": "8xI20x", "i64": "8xQ16x"}  # of an unsigned number in a checked value of 32 bytes
 
 
 class Request:
@@ -77,15 +79,6 @@ current = _Current()
 _STOP = b"stopped by the host"
 
 
-@capi.CONTINUATION  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
-def _continue(_: int | None) -> bool:
-    """Polled by wasmtime whenever the guest is polled: hand over the answer, if it is there."""
-    return current.guest.hand_over()
-
-
-_CONTINUE = ctypes.cast(_continue, c_void_p).value
-
-
 def _unchecked(function: HostFunction) -> Any:
     """The C callback for a function that never waits. Raw values are 16 bytes each."""
     slots = [(2 * place, _MASKS[kind]) for place, kind in enumerate(function.params)]
@@ -93,7 +86,7 @@ def _unchecked(function: HostFunction) -> Any:
     words_type = ctypes.c_int64 * count
     body = function.body
 
-    @capi.UNCHECKED_CALLBACK  # type: ignore[untyped-decorator]  # see _continue
+    @capi.UNCHECKED_CALLBACK  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
     def callback(_env: int | None, _caller: int | None, values: int, _count: int) -> int:
         guest = current.guest
         if guest.exceeded or (guest.tables and guest.look()):
@@ -113,20 +106,20 @@ def _unchecked(function: HostFunction) -> Any:
 
 def _asynchronous(function: HostFunction) -> Any:
     """The C callback for a function that may wait. Checked values are 32 bytes each, the number at byte 8."""
-    size = ctypes.sizeof(capi.Value) // 8
-    slots = [(size * place + 1, _MASKS[kind]) for place, kind in enumerate(function.params)]
-    words_type = ctypes.c_int64 * max(1, size * len(slots))
+    numbers = struct.Struct("@" + "".join(_PLACES[kind] for kind in function.params))
+    values_type = ctypes.c_char * max(1, numbers.size)
     kind = _VALUE_TYPES[function.result][1] if function.result else 0
+    continuation_type = c_void_p * 3
     body, name = function.body, f"{function.module}.{function.name}"
 
-    @capi.ASYNC_CALLBACK  # type: ignore[untyped-decorator]  # see _continue
+    @capi.ASYNC_CALLBACK  # type: ignore[untyped-decorator]  # ctypes types its prototypes as objects
     def callback(
         _env: int | None, _caller: int | None, args: int, _count: int, results: int, _nresults: int, trap: int, out: int
     ) -> None:
         # The continuation comes first: wasmtime aborts the process over one that is not filled.
-        cell = (c_void_p * 3).from_address(out)
-        cell[0], cell[1], cell[2] = _CONTINUE, None, None
         guest = current.guest
+        cell = continuation_type.from_address(out)
+        cell[0], cell[1], cell[2] = capi.IS_ANSWERED, guest.answered_at, None
         try:
             # Where there is no result, its place is no address: an empty array begins anywhere.
             guest.parking(results if function.result else None, kind)
@@ -134,8 +127,7 @@ def _asynchronous(function: HostFunction) -> Any:
                 guest.answer(0)
                 c_void_p.from_address(trap).value = capi.trap_new(_STOP, len(_STOP))
                 return
-            words = words_type.from_address(args)
-            given: Sequence[int] = [words[slot] & mask for slot, mask in slots]
+            given: Sequence[int] = numbers.unpack_from(values_type.from_address(args))
             if guest.rewinding is not None:  # what the guest gives now is not what it gave
                 arrived, guest.rewinding = guest.rewinding, None
                 given = arrived(name)

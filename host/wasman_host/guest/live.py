@@ -7,12 +7,11 @@ Nothing here waits, and nothing here is thread-safe: a guest belongs to the thre
 from __future__ import annotations
 
 import ctypes
+import struct
 import time
 from collections.abc import Callable, Sequence
 from ctypes import addressof, byref
 from typing import TYPE_CHECKING
-
-from attrs import frozen
 
 from wasman_host.errors import GuestLimitError, InvalidModuleError
 from wasman_host.guest import capi
@@ -21,6 +20,7 @@ from wasman_host.guest.imports import Request, StopGuest, current
 from wasman_host.guest.limits import MAX_TABLE
 from wasman_host.guest.linear import CAPACITY, LinearMemory
 from wasman_host.guest.memory import PAGE
+from wasman_host.values import frozen
 
 if TYPE_CHECKING:
     from wasman_host.guest.abi_v1 import Exchange
@@ -96,13 +96,20 @@ def _never_ready(_view: memoryview, _upload: bool) -> int | None:  # noqa: FBT00
     return None
 
 
-class _Problems(ctypes.Structure):
-    """Where the C API leaves what ended a call: one object, because there are as many as there are guests."""
+class _Shared(ctypes.Structure):
+    r"""What the C API and Python leave each other: one object, because there are as many as there are guests.
 
-    _fields_ = (("trap", ctypes.c_void_p), ("error", ctypes.c_void_p))
+    `trap` and `error` are what ended a call; `answered` is b"\x01" as long as the host call that the guest is in has
+    its answer, see `capi.IS_ANSWERED`.
+    """
+
+    _fields_ = (("trap", ctypes.c_void_p), ("error", ctypes.c_void_p), ("answered", ctypes.c_char * 2))
 
 
-_ERROR: int = _Problems.error.offset
+_Result = ctypes.c_char * 16
+_RESULTS = (struct.Struct("@B7xI").pack_into, struct.Struct("@B7xQ").pack_into)  # a kind and a number, by the kind
+_ERROR: int = _Shared.error.offset
+_ANSWERED: int = _Shared.answered.offset
 
 
 class _Function:
@@ -149,6 +156,7 @@ class Guest:
     Attributes:
         linear: Its linear memory.
         world: What WASI shows it: clock, random, output.
+        answered_at: Where wasmtime looks whether its host call has an answer.
         request: What it is parked for, or None.
         stopping: What a host function raised; the guest was stopped for it.
         transfer: Moves a stream's bytes (view, whether it is the upload) if they are ready, else gives None.
@@ -162,7 +170,6 @@ class Guest:
     """
 
     __slots__ = (
-        "_answer",
         "_context",
         "_error",
         "_function",
@@ -173,13 +180,14 @@ class Guest:
         "_limits",
         "_memory",
         "_memory_address",
-        "_problems",
+        "_shared",
         "_slot",
         "_slot_kind",
         "_spent",
         "_store",
         "_tables",
         "_yielded",
+        "answered_at",
         "exceeded",
         "exchange",
         "linear",
@@ -217,12 +225,12 @@ class Guest:
         self.tables: Sequence[int] = ()
         self._limits = limits
         self._future: int | None = None
-        self._answer: int | None = None
         self._slot = self._slot_kind = 0
         self._spent = 0.0
         self._yielded = False
-        self._problems = _Problems()
-        self._error = addressof(self._problems) + _ERROR
+        self._shared = _Shared()
+        self._error = addressof(self._shared) + _ERROR
+        self.answered_at = addressof(self._shared) + _ANSWERED
         self._functions: dict[str, _Function] = {}
         self.linear = LinearMemory(limits.memory, (image or module.initial) if module.initial else None)
         prepared = module.prepared(limits.stack)
@@ -242,8 +250,8 @@ class Guest:
             prepared,
             self._context,
             addressof(self._instance),
-            addressof(self._problems),
-            addressof(self._problems) + _ERROR,
+            addressof(self._shared),
+            addressof(self._shared) + _ERROR,
         )
         current.guest = self
         while not capi.poll_at_once(future):  # data that is copied is copied by code, which yields as any other
@@ -306,7 +314,7 @@ class Guest:
         self._function = found
         for place, given in zip(found.args, args, strict=True):
             place.value = given
-        self._future = capi.call_async(self._context, *found.call, addressof(self._problems), self._error)
+        self._future = capi.call_async(self._context, *found.call, addressof(self._shared), self._error)
 
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
         """Run the guest until it waits, yields or ends. Raises what a host function raised.
@@ -315,6 +323,8 @@ class Guest:
         """
         assert self._future is not None, "the guest was entered"
         current.guest = self
+        if self.request is not None and self._shared.answered:
+            self.request = self.waits_in = None
         inside = ticker().enter()
         if self._yielded:
             begin = time.thread_time()
@@ -341,7 +351,7 @@ class Guest:
 
     def _ended(self) -> Ended | Trapped | Exceeded:
         stopping, self.stopping = self.stopping, None
-        code = capi.trap_code(self._problems.trap) if self._problems.trap else None
+        code = capi.trap_code(self._shared.trap) if self._shared.trap else None
         problem = self._take_problem()
         if self.exceeded or (self.tables and self.look()):
             self.stopping = stopping
@@ -377,11 +387,11 @@ class Guest:
         return Exceeded("table_elements", self._largest_table())
 
     def _take_problem(self) -> str | None:
-        if self._problems.trap:
-            trap, self._problems.trap = self._problems.trap, None
+        if self._shared.trap:
+            trap, self._shared.trap = self._shared.trap, None
             return capi.trap_text(trap)
-        if self._problems.error:
-            error, self._problems.error = self._problems.error, None
+        if self._shared.error:
+            error, self._shared.error = self._shared.error, None
             return capi.error_text(error)
         return None
 
@@ -389,29 +399,19 @@ class Guest:
 
     def parking(self, slot: int | None, kind: int) -> None:
         """A host function that may wait was called; its result goes to `slot`."""
-        self._slot, self._slot_kind, self._answer = slot or 0, kind, None
+        self._slot, self._slot_kind = slot or 0, kind
+        self._shared.answered = b""
 
     def answer(self, value: int) -> None:
         """Give the host call that the guest waits in its result; the next `resume` goes on behind it."""
-        self._answer = value
+        if self._slot:  # else the function has no result
+            place, pack = _Result.from_address(self._slot), _RESULTS[self._slot_kind]
+            pack(place, 0, self._slot_kind, value & 0xFFFFFFFFFFFFFFFF if self._slot_kind else value & 0xFFFFFFFF)
+        self._shared.answered = b"\x01"
 
     def unspent(self) -> None:
         """The guest was served without waiting: a turn of it begins, as after a wait."""
         self._spent = 0.0
-
-    def hand_over(self) -> bool:
-        """Write the answer to where wasmtime wants it; False while there is none."""
-        if self._answer is None:
-            return False
-        value, self._answer, self.request, self.waits_in = self._answer, None, None, None
-        if not self._slot:  # the function has no result
-            return True
-        ctypes.c_uint8.from_address(self._slot).value = self._slot_kind
-        if self._slot_kind == 0:
-            ctypes.c_int32.from_address(self._slot + 8).value = value
-        else:
-            ctypes.c_int64.from_address(self._slot + 8).value = value
-        return True
 
     # Memory. Guest pointers are hostile: every one is checked against the memory's present size.
 
@@ -430,10 +430,14 @@ class Guest:
             return None
         return memory.view[pointer : pointer + length]
 
+    def holds(self, pointer: int, length: int) -> bool:
+        """Whether those bytes are all inside the guest's memory."""
+        return pointer + length <= self.linear.size
+
     def read(self, pointer: int, length: int) -> bytes | None:
         """A copy of the guest's bytes, or None where they are not all inside its memory."""
-        view = self.view(pointer, length)
-        return None if view is None else bytes(view)
+        memory = self.linear
+        return None if pointer + length > memory.size else bytes(memory.view[pointer : pointer + length])
 
     def write(self, pointer: int, data: bytes) -> bool:
         """Write into the guest's memory; False, with nothing written, where it does not fit."""

@@ -76,7 +76,6 @@ class _Kernel:
         self._ioctl.argtypes = [c_int, c_ulong, c_void_p]
         self._madvise.argtypes = [c_void_p, c_size_t, c_int]
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        self.process = os.getpid()
         self._regions = (c_uint64 * (3 * _REGIONS))()
         # Written: there, and neither the file's nor the page of zeros that the kernel gives to whoever only reads.
         self._scan = _Scan(
@@ -172,12 +171,13 @@ class _Kernels(threading.local):
 
 
 _kernels = _Kernels()
+os.register_at_fork(after_in_child=lambda: setattr(_kernels, "kernel", None))  # it has a memory of its own
 
 
 def _kernel() -> _Kernel:
     """This thread's."""
     kernel = _kernels.kernel
-    if kernel is None or kernel.process != os.getpid():  # a forked child has a memory of its own
+    if kernel is None:
         kernel = _kernels.kernel = _Kernel()
     return kernel
 
