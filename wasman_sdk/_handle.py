@@ -134,8 +134,12 @@ class WorkflowHandle(Generic[Out]):
     async def _result(self, given: GetResultInput) -> Out:
         key, run, warned = self._key(given), given.run_id, -1
         while True:
-            found = await control.load(self._store, key, run)
-            run = found.run
+            remembered = self._store.remembered(key)
+            if remembered is not None and remembered.run == run:
+                found = remembered
+            else:
+                found = await control.load(self._store, key, run)
+                run = found.run
             if found.columns.status in CLOSED:
                 return await self._ended(found)
             if found.columns.status is Status.BLOCKED and found.version != warned:

@@ -120,6 +120,7 @@ class Engine:
         self._live: dict[Key, Instance] = {}
         self._orphans: set[Key] = set()
         self._modules: dict[str, GuestModule] = {}
+        self._entries: dict[tuple[str, str], str] = {}  # by module and what its runs say
         self._origins: dict[str, Origin] = {}
         self._loading = anyio.Lock()
         self._tasks: TaskGroup | None = None
@@ -182,7 +183,10 @@ class Engine:
 
     def entry(self, module: GuestModule, entry: str) -> str:
         """The export that a run of `module` calls."""
-        return entry_of(module.binary, entry, f"module {module.digest[:12]}")
+        known = self._entries.get((module.digest, entry))
+        if known is None:
+            known = self._entries[module.digest, entry] = entry_of(module.binary, entry, f"module {module.digest[:12]}")
+        return known
 
     async def origin(self, module: GuestModule, entry: str, limits: GuestLimits, pinned: str) -> Origin:
         """A module's state after its initialisation: made once, kept in the store, and from then on never made anew.
@@ -377,6 +381,7 @@ class Engine:
         elif instance.reports:
             instance.report("claimed", logging.DEBUG, f"run {instance.run} of {instance.key} is claimed")
         self._live[instance.key] = instance
+        self.residents.look()
         if self._leaving.is_set():  # it was claimed while the others were told
             instance.leave()
 
@@ -392,7 +397,10 @@ class Engine:
             if instance.owns:
                 self._orphans.add(instance.key)
             if self._live.get(instance.key) is instance:
+                full = len(self._live) >= self._max
                 del self._live[instance.key]
+                if full:
+                    self.store.wake()
 
     async def _hand_back(self) -> None:
         """Release what was dropped here and is still this worker's in the store, such as after the process slept."""

@@ -49,6 +49,7 @@ from wasman_host.guest.memory import Baseline
 from wasman_host.guest.panics import of_stack
 from wasman_host.guest.world import World
 from wasman_host.host_calls import HostCalls
+from wasman_host.ids import drawn
 from wasman_host.machine import Machine, Proposal, Terminating
 from wasman_host.mail import DamagedMailError, cancel_in, ending, signals_in
 from wasman_host.oplog import EMPTY_CHAIN, Entry, encode_tail
@@ -56,7 +57,7 @@ from wasman_host.past import Past
 from wasman_host.payload import Payload
 from wasman_host.reasons import exceeded, panicked, with_command
 from wasman_host.session_streams import SessionStreams
-from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Unread, Won
+from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Stored, Unread, Won
 from wasman_host.stored import columns_of, open_record, open_tail, sealed_record, unread_end
 from wasman_host.turns import Turns
 
@@ -184,7 +185,7 @@ class Instance:
         self._created = created
         self._version = claim.stored.version
         # Drawn once, where it was not just drawn for the creation: with the version behind it, it is one a commit.
-        self._nonce = secrets.token_hex(8) if created is None else claim.stored.nonce
+        self._nonce = drawn(16) if created is None else claim.stored.nonce
         self._scope = anyio.CancelScope()
         self._committing = False
         self._beside: anyio.Event | None = None  # set when what is committed beside this task is
@@ -449,7 +450,8 @@ class Instance:
             record, tail = open_record(self._stored), open_tail(self._stored)
         columns = self._stored.columns
         # Whatever makes this instance open it again reads it from the store again.
-        self._stored = evolve(self._stored, record=b"", tail=b"")
+        known = self._stored
+        self._stored = Stored(known.key, known.run, known.version, known.nonce, columns, b"", known.mail)
         return Machine(self.key.tenant, self.key.id, record, tail, columns.takeovers, deflate=self._store.deflates)
 
     @property
@@ -1082,15 +1084,21 @@ class Instance:
         assert self._beside is None, "what is committed next is made over what is committed beside this task"
         # One inside of the commit would leave its outcome unknown, and what is committed instead would be taken for the
         # same commit, by its nonce.
-        await self.feel()
+        if self._scope.cancel_called:
+            await self.feel()
         self._committing = True
         try:
-            outcome = await self._durable(self._change(proposal))
+            change = self._change(proposal)
+            self.require_lease()
+            try:
+                [outcome] = await self._store.commit((change,))
+            except StoreUnavailableError as error:
+                outcome = await self._durable(change, error)
         finally:
             self._committing = False
         self._accept(proposal, outcome)
         # What is durable and not in the memory of a guest of turns yet comes into it first, so that it can be kept.
-        if self.turns is None or self.turns.is_at_rest:
+        if self._interrupted and (self.turns is None or self.turns.is_at_rest):
             await self.heed()
 
     async def feel(self) -> None:
@@ -1106,11 +1114,11 @@ class Instance:
 
     def _accept(self, proposal: Proposal, outcome: Won | Lost | Unread) -> None:
         match outcome:
-            case Won(version=version, mail=mail):
+            case Won():
                 if proposal.consumes:
                     before = self._heard if len(self._heard) < _HEARD else _NOTHING
                     self._heard = before | frozenset(proposal.consumes)
-                self._version, self._ahead, self.mailed = version, None, mail > 0
+                self._version, self._ahead, self.mailed = outcome.version, None, outcome.mail > 0
                 self.machine.accept(proposal)
             case Lost(found=found):
                 self.owns = False
@@ -1206,17 +1214,20 @@ class Instance:
         takeovers = 0 if proposal.settles else self.machine.takeovers
         return columns_of(record, proposal.tail.stored, owner=owner, wake=proposal.wake, takeovers=takeovers)
 
-    async def _durable(self, change: Change | Step) -> Won | Lost | Unread:
+    async def _durable(self, change: Change | Step, failed: StoreUnavailableError | None = None) -> Won | Lost | Unread:
+        """Have the store take it, which has failed once where `failed` is given."""
         pause = 0.05
         while True:
+            if failed is not None:
+                # Nothing was written. The identical change is repeated for as long as this worker may.
+                self.log.warning("%s of %s cannot be committed: %s", self.run, self.key, failed)
+                await anyio.sleep(pause)
+                pause = min(2 * pause, 2.0)
             self.require_lease()
             try:
                 return (await self._store.commit((change,)))[0]
             except StoreUnavailableError as error:
-                # Nothing was written. The identical change is repeated for as long as this worker may.
-                self.log.warning("%s of %s cannot be committed: %s", self.run, self.key, error)
-                await anyio.sleep(pause)
-                pause = min(2 * pause, 2.0)
+                failed = error
 
     def require_lease(self) -> None:
         """Raise `ConcurrentExecutionError` where this worker may no longer act for its instances."""

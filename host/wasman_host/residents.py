@@ -54,7 +54,8 @@ class Residents:
         self._memory = residency.memory
         self._known: OrderedDict[Instance, int] = OrderedDict()  # with the bytes that each has written
         self._stirred: set[Instance] = set()
-        self.written = 0
+        self._uncounted: set[Instance] = set()  # known by the size of their memory only
+        self.written = 0  # by all, or what those could have written that were not counted
 
     def __len__(self) -> int:
         return len(self._known)
@@ -70,6 +71,7 @@ class Residents:
         """A guest was closed."""
         self.written -= self._known.pop(instance, 0)
         self._stirred.discard(instance)
+        self._uncounted.discard(instance)
 
     def waits(self, instance: Instance) -> None:
         """A guest waits, and has run before that."""
@@ -78,16 +80,33 @@ class Residents:
             self._stirred.add(instance)
 
     def look(self) -> None:
-        """Count what the guests that ran since the last look have written, and evict until the rest fits."""
+        """Evict until what the guests have written fits.
+
+        A guest has written no more than its memory holds: the kernel is asked what it is only where that is too much.
+        """
         for instance in self._stirred:
             guest = instance.guest
             if guest is not None and instance in self._known:
-                now = guest.written()
-                self.written += now - self._known[instance]
-                self._known[instance] = now
+                self._counts(instance, guest.linear.size)
+                self._uncounted.add(instance)
         self._stirred.clear()
+        if self.written <= self._memory:
+            return
+        for instance in self._uncounted:
+            guest = instance.guest
+            if guest is not None:
+                self._counts(instance, guest.written())
+        self._uncounted.clear()
         if self.written > self._memory:
             self._evict(0)
+
+    def counted(self) -> int:
+        """Bytes that all of them have written together: the kernel is asked for each."""
+        return sum(instance.guest.written() for instance in self._known if instance.guest is not None)
+
+    def _counts(self, instance: Instance, size: int) -> None:
+        self.written += size - self._known[instance]
+        self._known[instance] = size
 
     def _evict(self, count: int) -> None:
         """Evict `count` guests that wait, and more while too much is written."""

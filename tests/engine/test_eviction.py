@@ -16,6 +16,7 @@ from tests import wat
 from tests.lab import Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall
 from wasman_host.guest import memory
+from wasman_host.guest.live import Guest
 from wasman_host.guest.memory import PAGE, maps
 from wasman_host.images import Images, Restored
 from wasman_host.instance import Instance
@@ -112,7 +113,8 @@ async def test_a_guest_that_was_never_restored_counts_as_the_pages_it_has_writte
         return call.request
 
     with anyio.fail_after(5):
-        async with lab.worker(answers("wait", wait)) as engine:
+        # Less than its memory has: only then it is counted.
+        async with lab.worker(answers("wait", wait), residency=Residency(memory=1 << 20)) as engine:
             await called.wait()
             engine.residents.look()
             written = engine.residents.written
@@ -330,3 +332,37 @@ async def test_a_guest_that_was_laid_over_a_new_image_is_folded_whole(lab: Memor
     assert snapshot is not None
     assert len(snapshot.deltas) == 2, "it was merged"
     assert await lab.complete(Ledger().activity("last"), cold=True) == [*range(17), 99, 9], memory_path
+
+
+async def test_a_full_worker_takes_what_waits_as_soon_as_a_run_ends(
+    disk: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger()
+    for name in "abc":
+        await disk.start(wat.script(wat.call("note", b"1")), id=name)
+    monkeypatch.setattr("wasman_host.engine._POLL", 60.0)
+    with anyio.fail_after(20):
+        async with disk.worker(ledger.activity(), max_instances=1):
+            for name in "abc":
+                assert await disk.result(name) == [1]
+
+
+async def test_the_kernel_is_not_asked_what_guests_have_written_that_fit_in_any_case(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Guest] = []
+    written = Guest.written
+
+    def ask(self: Guest) -> int:
+        asked.append(self)
+        return written(self)
+
+    monkeypatch.setattr(Guest, "written", ask)
+    for memory_allowed, is_asked in ((1 << 30, False), (1, True)):
+        name = f"of-{memory_allowed}"
+        await lab.start(wat.script(wat.call("note", b"1"), wat.call("note", b"2")), id=name)
+        async with lab.worker(Ledger().activity(), residency=Residency(memory=memory_allowed)) as engine:
+            engine.residents.look()
+            await lab.result(name)
+            engine.residents.look()
+        assert bool(asked) == is_asked

@@ -25,7 +25,7 @@ from wasman_host.errors import ApplicationError, StoreUnavailableError, Workflow
 from wasman_host.payload import Payload
 from wasman_host.residents import Residency
 from wasman_host.snapshot import SnapshotPolicy
-from wasman_host.store import CLOSED, Change, Key, Status, Store
+from wasman_host.store import CLOSED, Change, Key, SqliteStore, Status, Store
 from wasman_sdk.testing import Fault, FaultyStore
 
 __all__ = ["KEY", "SHAPES", "Lived", "Outcome", "Shape", "World", "live", "quickly"]
@@ -309,7 +309,8 @@ async def _begin(
         try:
             await deployments.deploy(store, "default", "flow", shape.module)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Store, "new_run", lambda *_: RUN)
+                for kind in (Store, SqliteStore):
+                    patch.setattr(kind, "new_run", lambda *_: RUN)
                 await starting.start(store, "default", KEY.id, "flow", Payload.of(b"{}"), None, options, workers)
         except StoreUnavailableError:
             continue

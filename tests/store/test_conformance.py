@@ -1194,13 +1194,92 @@ async def test_a_watch_ends_in_time(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
-async def test_a_change_between_reading_and_watching_is_not_missed(setting: Setting, *, foreign: bool) -> None:
+@pytest.mark.parametrize("served", [False, True], ids=["alone", "served"])
+async def test_a_change_between_reading_and_watching_is_not_missed(
+    setting: Setting, *, foreign: bool, served: bool
+) -> None:
     store = setting.other if foreign else setting.store
+
+    async def watch() -> None:
+        while True:
+            await setting.store.watch(None, math.inf)
+
+    async with anyio.create_task_group() as tasks:
+        if served:
+            tasks.start_soon(setting.store.serve)
+            tasks.start_soon(watch)  # so that others are looked for all the time
+        for turn, pause in enumerate((0.05, 0.0) if served else (0.0,)):
+            await anyio.sleep(pause)
+            name, other = f"a-{turn}", f"b-{turn}"
+            await setting.create(name, run=name)
+            assert await setting.store.load(key(name)) is not None
+            blocked = columns(status=Status.BLOCKED)
+            assert await store.commit([change(name, (name, 1), columns=blocked)]) == [Won(2, 0)]
+            await anyio.sleep(pause)
+            with anyio.fail_after(1):
+                await setting.store.watch(key(name), math.inf)
+            assert await setting.store.load(key(other)) is None
+            await store.commit([change(other, None)])
+            await anyio.sleep(pause)
+            with anyio.fail_after(1):
+                await setting.store.watch(key(other), math.inf)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
+async def test_what_is_remembered_is_as_it_is_or_whoever_watches_is_told(setting: Setting, *, foreign: bool) -> None:
+    store = setting.other if foreign else setting.store
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(setting.store.serve)
+        await anyio.sleep(0.03)
+        await setting.create("a", run="r")
+        remembered = setting.store.remembered(key("a"))
+        assert remembered is None or remembered == await setting.store.load(key("a"))
+        closed = columns(status=Status.FAILED, closed=START + 1)
+        assert await store.commit([change("a", ("r", 1), columns=closed)]) == [Won(2, 0)]
+        with anyio.fail_after(2):
+            while (found := setting.store.remembered(key("a")) or await setting.store.load(key("a"))) is not None:
+                if found.columns.status is Status.FAILED:
+                    break
+                await setting.store.watch(key("a"), math.inf)
+        assert found == await setting.store.load(key("a"))
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_run_that_ends_is_nothing_for_whoever_watches_for_anything_unless_it_is_said(setting: Setting) -> None:
+    await setting.work("w")
+    await setting.create("a", run="r", owner="w")
+
+    async def end() -> None:
+        closed = columns(status=Status.COMPLETED, closed=START + 1)
+        assert await setting.store.commit([change("a", ("r", 1), columns=closed)]) == [Won(2, 0)]
+
+    async def wake() -> None:
+        setting.store.wake()
+
+    for act, waited in ((end, True), (wake, False)):
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(setting.store.watch, None, 0.3)
+            await anyio.sleep(0.03)
+            await act()
+        assert (anyio.current_time() - start >= 0.3) == waited
+
+
+async def test_a_run_does_not_end_over_mail_or_on_an_outdated_version(setting: Setting) -> None:
     await setting.create("a", run="r")
-    assert await setting.store.load(key("a")) is not None
-    assert await store.commit([change("a", ("r", 1), columns=columns(status=Status.BLOCKED))]) == [Won(2, 0)]
-    with anyio.fail_after(1):
-        await setting.store.watch(key("a"), math.inf)
+    await setting.create("b", run="s")
+    await setting.send("a", "m")
+    closed = columns(status=Status.COMPLETED, closed=START + 1)
+    assert await setting.store.commit([change("a", ("r", 1), columns=closed)]) == [Unread(1)]
+    assert await setting.store.commit([change("b", ("s", 2), columns=closed)]) == [Lost(("s", 1))]
+    assert await setting.store.commit([change("b", ("r", 1), columns=closed)]) == [Lost(("s", 1))]
+    consumes = change("a", ("r", 1), columns=closed, consumes=["m"])
+    assert await setting.store.commit([consumes]) == [Won(2, 0)]
+    colour = columns(status=Status.COMPLETED, closed=START + 1, attributes={"colour": "red"})
+    assert await setting.store.commit([change("b", ("s", 1), columns=colour, nonce="n")]) == [Won(2, 0)]
+    assert await setting.store.commit([change("b", ("s", 1), columns=colour, nonce="n")]) == [Won(2, 0)]
+    assert [one.key.id for one in (await setting.store.list(Filter(attributes={"colour": "red"}))).rows] == ["b"]
 
 
 # -- damage ----------------------------------------------------------------------------------------

@@ -169,7 +169,14 @@ class MemoryStore(Store):
     def _claimable(self, keys: Sequence[Key]) -> bool:
         """Whether a worker may take, or must read, one of them."""
         found = [self._instances[key].stored for key in keys if key in self._instances]
-        return any(stored is not None and (stored.columns.owner is None or stored.mail > 0) for stored in found)
+        return any(
+            stored is not None and ((stored.columns.owner is None and stored.columns.closed is None) or stored.mail > 0)
+            for stored in found
+        )
+
+    @override
+    def wake(self) -> None:
+        self._watchers.hint((), claimable=True)
 
     def _apply(self, change: Change | Step, touched: list[Key]) -> Won | Lost | Unread:
         if isinstance(change, Step):

@@ -536,9 +536,15 @@ class ObjectStore(Store):
         await self._tidy(head.marks.values())
         await self.backend.prune(folder)
 
+    @override
+    def wake(self) -> None:
+        self._watchers.hint((), claimable=True)
+
     async def _hint(self, moved: Sequence[Head], *, gone: bool = False) -> None:
         """Tell those who watch."""
-        claimable = not gone and any(head.columns.owner is None or head.letters for head in moved)
+        claimable = not gone and any(
+            (head.columns.owner is None and head.columns.closed is None) or head.letters for head in moved
+        )
         self._watchers.hint([head.key for head in moved], claimable=claimable)
         with contextlib.suppress(StoreError):
             await self.backend.pulse()

@@ -6,14 +6,16 @@ them. Its methods are few on purpose: a new need is first tried with what is her
 
 from __future__ import annotations
 
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
-from attrs import field, frozen
+from attrs import field
+
+from wasman_host.ids import drawn
+from wasman_host.values import frozen
 
 __all__ = [
     "CLOSED",
@@ -58,8 +60,7 @@ OPEN = frozenset({Status.RUNNING, Status.WAITING, Status.BLOCKED, Status.PUBLISH
 CLOSED = frozenset(Status) - OPEN
 
 
-@frozen(order=True)
-class Key:
+class Key(NamedTuple):
     """Where an instance lives: its tenant and its workflow id."""
 
     tenant: str
@@ -452,7 +453,19 @@ class Store(ABC):
         del key
         return anyio.sleep(max(0.0, (time - self.now()) / 1e9))
 
+    def remembered(self, key: Key) -> Stored | None:
+        """What this process knows of an instance without looking, if anything; others may have moved it on since.
+
+        A run that is closed in it stays so, and who waits for another state `watch`es, which looks.
+        """
+        del key
+        return None
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Wake those of this process who watch for anything, for they can take more now than when they looked."""
+
     def new_run(self, key: Key) -> str:
         """A run id for `key` that no run has had: 128 random bits, in hex."""
         del key
-        return secrets.token_hex(16)
+        return drawn(32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wasman_host.store.protocol import Key, Stored
 
 __all__ = ["Recent"]
@@ -21,11 +23,19 @@ class Recent:
         self._written: dict[Key, Stored] = {}  # by a transaction that is not on disk yet
         self._version = -1
 
-    def get(self, key: Key, version: int) -> Stored | None:
-        """What is known of the key; `version` is another one wherever another connection has committed since."""
+    def looked(self, version: int) -> None:
+        """`version` was just read: another one than before wherever another connection has committed since."""
         if version != self._version:
             self._stored.clear()
             self._version = version
+
+    def get(self, key: Key, version: int) -> Stored | None:
+        """What is known of the key; `version` as of `looked`."""
+        self.looked(version)
+        return self._stored.get(key)
+
+    def known(self, key: Key) -> Stored | None:
+        """What was known of the key at the last look, or is by what this connection has written since."""
         return self._stored.get(key)
 
     def read(self, stored: Stored) -> None:
@@ -46,11 +56,15 @@ class Recent:
         if self._written:
             self._written.pop(key, None)
 
-    def landed(self) -> None:
-        """What was written is on disk."""
-        for stored in self._written.values():
+    def landed(self) -> Sequence[Stored]:
+        """What was written is on disk: all of it."""
+        if not self._written:
+            return ()
+        landed = tuple(self._written.values())
+        for stored in landed:
             self.read(stored)
         self._written.clear()
+        return landed
 
     def undone(self) -> None:
         """It was rolled back."""

@@ -32,6 +32,7 @@ from wasman_host.errors import (
     InvalidArgumentError,
     StoreUnavailableError,
 )
+from wasman_host.ids import drawn
 from wasman_host.store import statements as sql
 from wasman_host.store.forms import FORMER, decode_former, encode_former
 from wasman_host.store.group import Group, Transactions, busy, pause
@@ -67,7 +68,7 @@ from wasman_host.store.rules import (
     verdict,
 )
 from wasman_host.store.sqlite_file import connected, explained, identity
-from wasman_host.store.sqlite_rows import count_rows, page_rows, shown, stored_of
+from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ __all__ = ["SqliteStore"]
 T = TypeVar("T")
 
 _ROWS = 100_000  # instances whose row numbers are kept in mind
+_48_BITS = (1 << 48) - 1
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
@@ -122,6 +124,7 @@ class SqliteStore(Store, Transactions):
         self._watchers = Watchers()
         self._locks = WorkerLocks(self.path.with_name(self.path.name + "-workers"))
         self._lost: set[str] = set()
+        self._served = False  # whether what other processes commit is looked for
 
     def __repr__(self) -> str:
         return f"SqliteStore({str(self.path)!r})"
@@ -129,6 +132,12 @@ class SqliteStore(Store, Transactions):
     @override
     def now(self) -> int:
         return self._clock()
+
+    @override
+    def new_run(self, key: Key) -> str:
+        # Begun by the time in ms, as UUIDs of version 7 are (RFC 9562): what is started together then lies together in
+        # the index of run ids, where random ones write a page each.
+        return f"{time.time_ns() // 1_000_000 & _48_BITS:012x}{drawn(20)}"
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -219,9 +228,7 @@ class SqliteStore(Store, Transactions):
     @override
     def write_step(self, step: Step) -> Won | Lost:
         key = step.key
-        row = self._connection.execute(sql.FENCE, (key.tenant, key.id)).fetchone()
-        if row is None:
-            self._check_remains(key)
+        row = self._fence(key)
         decided = step_verdict(step, None if row is None else row[2:6])
         if decided is not None:
             return decided
@@ -235,7 +242,10 @@ class SqliteStore(Store, Transactions):
 
     @override
     def landed(self) -> None:
-        self._recent.landed()
+        self._watchers.passes()
+        for stored in self._recent.landed():
+            if stored.version == 1:
+                self._watchers.made(stored.key)
         if self._watchers:
             self._watchers.hint(self._touched, claimable=self._claimable)
         self._touched.clear()
@@ -275,19 +285,23 @@ class SqliteStore(Store, Transactions):
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
             check_change(change)
-        answers = [
+        answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
         ]
+        if len(answers) == 1:  # as nearly all; a comprehension that waits has a frame of its own
+            return [await answers[0].wait()]
         return [await answer.wait() for answer in answers]
 
     def _apply(self, change: Change) -> Won | Lost | Unread:
         """Operation: decide on one change, and write it if it wins."""
+        if change.columns is not None and change.columns.closed is not None:
+            ended = self._end(change, change.columns)
+            if ended is not None:
+                return ended
         db, key = self._connection, change.key
-        row = db.execute(sql.FENCE, (key.tenant, key.id)).fetchone()
+        row: Any = None if change.expected is None and self._is_new(key) else self._fence(key)
         unconsumed = 0
-        if row is None:
-            self._check_remains(key)
-        elif change.consumes:
+        if row is not None and change.consumes:
             unconsumed = sum(
                 db.execute(sql.UNCONSUMED, (key.tenant, key.id, message)).fetchone() is not None
                 for message in change.consumes
@@ -308,6 +322,17 @@ class SqliteStore(Store, Transactions):
             self._deliver(message)
         return won
 
+    def _is_new(self, key: Key) -> bool:
+        """Whether there is nothing of the key at all."""
+        return self._connection.execute(sql.IS_NEW, (key.tenant, key.id) * 3).fetchone() is not None
+
+    def _fence(self, key: Key) -> Any:
+        """The row that decides on a change; None where there is no instance, nor anything that one has left behind."""
+        row = self._connection.execute(sql.FENCE, (key.tenant, key.id)).fetchone()
+        if row is None:
+            self._check_remains(key)
+        return row
+
     def _remains(self, key: Key) -> bool:
         return bool(self._connection.execute(sql.REMAINS, (key.tenant, key.id) * 2).fetchone()[0])
 
@@ -319,25 +344,13 @@ class SqliteStore(Store, Transactions):
 
     def _put(self, change: Change, record: bytes, columns: Columns, row: tuple[Any, ...] | None) -> Won:
         db, key = self._connection, change.key
-        attributes = json.dumps(dict(columns.attributes), sort_keys=True) if columns.attributes else "{}"
         head = (change.nonce, change.tail, columns.takeovers, columns.size)
-        searched = (
-            columns.status.value,
-            columns.workflow,
-            columns.module,
-            columns.queue,
-            columns.owner,
-            columns.wake,
-            columns.expires,
-            columns.parent,
-            columns.created,
-            columns.closed,
-            attributes,
-        )
+        searched = searched_of(columns)
+        attributes = searched[-1]
         version, mail, before = 0, 0, "{}"
         run = self._add_run(key, change.run) if row is None or change.run != row[2] else row[1]
         if row is None:
-            self._moved(key, claimable=columns.owner is None)
+            self._moved(key, claimable=_is_claimable(columns))
             number = db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched)).lastrowid
             db.execute(sql.ADD_RECORD, (number, record))
         else:
@@ -350,7 +363,7 @@ class SqliteStore(Store, Transactions):
                 self._recent.forget(key)
                 written = db.execute(sql.REWRITE, (*head, number, was_run, version)).rowcount
             else:
-                self._moved(key, claimable=columns.owner is None)
+                self._moved(key, claimable=_is_claimable(columns))
                 mail -= len(change.consumes)
                 move = (*head, change.run, run, len(change.consumes), *searched, number, was_run, version)
                 written = db.execute(sql.MOVE, move).rowcount
@@ -359,15 +372,39 @@ class SqliteStore(Store, Transactions):
         assert number is not None
         self._know(key, number, run)
         if row is None or columns.closed is not None:
-            # Whoever has started it waits for it now, or is about to: these are read soon.
-            tail = change.tail
-            self._recent.written(Stored(key, change.run, version + 1, change.nonce, columns, record, mail, tail))
+            self._is_read_soon(change, record, columns, version + 1, mail)
         if attributes != before:
             self._drop_attributes(key, before)
             rows = [(key.tenant, name, value, key.id) for name, value in columns.attributes.items()]
             db.executemany(sql.ADD_ATTRIBUTE, rows)
         self._add(change, run)
         return Won(version + 1, mail)
+
+    def _end(self, change: Change, columns: Columns) -> Won | None:
+        """Operation: end a run whose row is known and whose mail is empty, as nearly all do; None where it is not so.
+
+        What would be looked up stands in the condition of the statement.
+        """
+        key, expected, record = change.key, change.expected, change.record
+        known = self._rows.get(key)
+        more = change.consumes or change.creates or change.sends
+        if known is None or more or record is None or expected is None or expected[0] != change.run:
+            return None
+        number, run = known
+        *searched, attributes = searched_of(columns)
+        head = (change.nonce, change.tail, columns.takeovers, columns.size)
+        if not self._connection.execute(sql.END, (*head, *searched, number, *expected, attributes)).rowcount:
+            return None
+        self._connection.execute(sql.REWRITE_RECORD, (record, number))
+        self._moved(key, claimable=False)
+        self._is_read_soon(change, record, columns, expected[1] + 1, 0)
+        self._add(change, run)
+        return Won(expected[1] + 1, 0)
+
+    def _is_read_soon(self, change: Change, record: bytes, columns: Columns, version: int, mail: int) -> None:
+        """Whoever has started the run waits for it now, or is about to."""
+        stored = Stored(change.key, change.run, version, change.nonce, columns, record, mail, change.tail)
+        self._recent.written(stored)
 
     def _add(self, change: Change, run: int) -> None:
         """What a change writes beside the record."""
@@ -431,6 +468,10 @@ class SqliteStore(Store, Transactions):
             return None
         self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
         return stored
+
+    @override
+    def remembered(self, key: Key) -> Stored | None:
+        return self._recent.known(key) if self._served else None  # else nobody would find out that it is out of date
 
     def _stored(self, key: Key) -> Stored | None:
         stored = self._recent.get(key, self._data_version())
@@ -663,6 +704,9 @@ class SqliteStore(Store, Transactions):
         if key is None:
             await self._watchers.watch(None, timeout)
             return
+        if self._served and self._watchers.is_fresh(key):
+            await self._watchers.watch(key, timeout)
+            return
         state = await self._patiently(partial(self._state, key))
         if self._watchers.moved(key, state):
             self._watchers.saw(key, state)
@@ -679,14 +723,27 @@ class SqliteStore(Store, Transactions):
         return {Key(tenant, instance): (run, status, mail) for tenant, instance, run, status, mail in rows}
 
     @override
+    def wake(self) -> None:
+        self._watchers.hint((), claimable=True)
+
+    @override
     async def serve(self) -> None:
+        self._served = True
+        try:
+            await self._look_for_others()
+        finally:
+            self._served = False
+
+    async def _look_for_others(self) -> None:
         seen, quiet = -1, 0
         while True:
             await self._watchers.watched()
             await anyio.sleep(_TURN if quiet < 1 / _TURN else 2 * _TURN)
             quiet += 1
+            self._watchers.passes()
             try:
                 version = self._data_version()
+                self._recent.looked(version)
                 if version != seen:
                     seen, quiet = version, 0
                     keys = self._watchers.keys
@@ -707,3 +764,8 @@ class SqliteStore(Store, Transactions):
     @override
     async def count(self, where: Filter) -> int:
         return await self._patiently(lambda: count_rows(self._connection, where))
+
+
+def _is_claimable(columns: Columns) -> bool:
+    """Whether a worker may take an instance that was left so, now or later."""
+    return columns.owner is None and columns.closed is None

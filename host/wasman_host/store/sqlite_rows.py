@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wasman_host.store.protocol import Filter
 
-__all__ = ["count_rows", "page_rows", "shown", "stored_of"]
+__all__ = ["count_rows", "page_rows", "searched_of", "shown", "stored_of"]
 
 _FEW = 1000  # rows that are sorted rather than looked for along the index of creation times
 _LAST = 0x10FFFF
@@ -144,6 +144,23 @@ def _behind(prefix: str) -> str | None:
             return prefix[:-1] + chr(_SURROGATES.stop if last in _SURROGATES else last)
         prefix = prefix[:-1]
     return None
+
+
+def searched_of(columns: Columns) -> tuple[Any, ...]:
+    """What a row says of an instance for searches, in the order of `statements.FENCE`; attributes as JSON, last."""
+    return (
+        columns.status.value,
+        columns.workflow,
+        columns.module,
+        columns.queue,
+        columns.owner,
+        columns.wake,
+        columns.expires,
+        columns.parent,
+        columns.created,
+        columns.closed,
+        json.dumps(dict(columns.attributes), sort_keys=True) if columns.attributes else "{}",
+    )
 
 
 def stored_of(row: Sequence[Any]) -> Stored:

@@ -15,6 +15,11 @@ FENCE = """select number, run_number, run, version, nonce, mail, status, workflo
 REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
     or exists (select 1 from mail where tenant = ? and id = ?)"""
 
+# In the place of the two above, for what is to be created: a row where there is nothing of it.
+IS_NEW = """select 1 where not exists (select 1 from instance where tenant = ? and id = ?)
+    and not exists (select 1 from run where tenant = ? and id = ?)
+    and not exists (select 1 from mail where tenant = ? and id = ?)"""
+
 CREATE = """insert into instance (tenant, id, run, run_number, version, nonce, tail, takeovers, size, status,
     workflow, module, queue, owner, wake, expires, parent, created, closed, attributes)
     values (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -31,6 +36,11 @@ REWRITE = """update instance set version = version + 1, nonce = ?, tail = ?, tak
 MOVE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, run = ?,
     run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
     expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
+
+# The end of a run, where nothing need be looked up: it is not written if there is mail, or another attribute.
+END = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, status = ?,
+    workflow = ?, module = ?, queue = ?, owner = ?, wake = ?, expires = ?, parent = ?, created = ?, closed = ?
+    where number = ? and run = ? and version = ? and mail = 0 and attributes = ?"""
 
 ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
 ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"

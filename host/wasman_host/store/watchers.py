@@ -30,7 +30,9 @@ class Watchers:
     def __init__(self) -> None:
         self._keys: dict[Key, set[Answer[None]]] = {}
         self._anything: set[Answer[None]] = set()
-        self._known: dict[Key, Visible | None] = {}
+        self._known: dict[Key, tuple[Visible | None, int]] = {}  # and when that was
+        self._time = 0  # counts the moments from which on whoever watches only then is not told any more
+        self._made: set[Key] = set()  # by this process, at the last of them
         self._watched: Answer[None] | None = None
 
     def __bool__(self) -> bool:
@@ -45,11 +47,32 @@ class Watchers:
         """Somebody is given the key at `state`, or is told that it is not there (None)."""
         if len(self._known) >= _REMEMBERED:
             self._known.clear()  # those that are forgotten are woken once too often
-        self._known[key] = state
+        self._known[key] = (state, self._time)
+
+    def made(self, key: Key) -> None:
+        """This process has just made the key: as good as seeing it, where nobody has seen that it was not there."""
+        if key not in self._known:
+            self._made.add(key)
+
+    def passes(self) -> None:
+        """This process has committed something, or is about to look for what others have."""
+        self._time += 1
+        self._made.clear()
+
+    def is_fresh(self, key: Key) -> bool:
+        """Whether this process has seen or made the key so lately that of any move of it since then it is still told.
+
+        Its own commits tell of moves as they happen. Those of others are told of by looks, of which there was none.
+        """
+        if key in self._made:
+            return True
+        known = self._known.get(key)
+        return known is not None and known[1] == self._time
 
     def moved(self, key: Key, state: Visible | None) -> bool:
         """Whether the key, now at `state`, is not where this process last saw it."""
-        return self._known.get(key, state) != state
+        known = self._known.get(key)
+        return known is not None and known[0] != state
 
     def hint(self, keys: Iterable[Key], *, claimable: bool) -> None:
         """Wake who watches one of the keys and, where something is claimable or mailed, who watches anything."""
@@ -63,7 +86,8 @@ class Watchers:
         """Another process committed something, after which those of the watched keys that exist are at `states`."""
         for key, answers in self._keys.items():
             state = states.get(key)
-            if key not in self._known or self._known[key] != state:
+            known = self._known.get(key)
+            if known is None or known[0] != state:
                 self._wake(answers)
                 self.saw(key, state)
         self._wake(self._anything)
