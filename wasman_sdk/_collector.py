@@ -8,7 +8,7 @@ __all__ = ["tune"]
 
 # Thousands of instances are thousands of tasks and frames that live for milliseconds, free of cycles. At Python's 700
 # young objects the collector ran ten times in each group of 500 commits, and found nothing.
-_YOUNG = 10_000
+_YOUNG = 50_000
 
 
 def tune() -> None:

@@ -111,7 +111,7 @@ class Worker:
             graceful_shutdown_timeout: When the worker is left in order, how long activities that have begun may take to
                 end, so that their answers are kept; what has not ended then begins again elsewhere.
             lease_seconds: After this time without a sign of life others take over.
-            tune_gc: Whether Python's garbage collector lets 10,000 young objects come together before it looks at
+            tune_gc: Whether Python's garbage collector lets 50,000 young objects come together before it looks at
                 them, not 700, in this process and from now on. What the application has set higher, or switched off,
                 stays.
 

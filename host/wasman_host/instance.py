@@ -95,10 +95,13 @@ _ENDS: Mapping[Status, EventKind] = {
 
 def integers_fit(given: Sequence[object], wanted: Sequence[str]) -> bool:
     """Whether `given` are integers that fit an entry's parameters of types "i32" and "i64", signed or not."""
-    return len(given) == len(wanted) and all(
-        type(number) is int and -(1 << int(kind[1:]) - 1) <= number < 1 << int(kind[1:])
-        for number, kind in zip(given, wanted, strict=True)
-    )
+    if len(given) != len(wanted):
+        return False
+    for number, kind in zip(given, wanted, strict=True):
+        bits = 32 if kind == "i32" else 64
+        if type(number) is not int or not -(1 << bits - 1) <= number < 1 << bits:
+            return False
+    return True
 
 
 class _MailFirst(Exception):  # noqa: N818  not an error: mail came before the run could close
@@ -408,6 +411,7 @@ class Instance:
                 message = f"run {self.run} of {self.key} was moved on by somebody else; this copy is dropped"
                 raise ConcurrentExecutionError(message)
             self._stored, self._version = stored, stored.version
+            self._scope = anyio.CancelScope()  # it is entered once
             return
 
     async def _live(self) -> None:
@@ -416,7 +420,6 @@ class Instance:
         except BlockedError as error:
             await self._stand_unread(error)
             return
-        self._scope = anyio.CancelScope()
         try:
             with self._scope:
                 # Without a frame between this one and the guest's: thousands of instances may wait there.

@@ -15,6 +15,7 @@ __all__ = ["INLINE_LIMIT", "JSON", "OCTETS", "Payload"]
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+_ZERO = ord("0")
 INLINE_LIMIT = 64 * 1024  # bytes; a larger payload is a blob of its own
 
 
@@ -73,7 +74,10 @@ class Payload:
 
     def value(self) -> Any:
         """What the JSON says."""
-        return json.loads(self.content)
+        data = self.content
+        if data.isdigit() and (data[0] != _ZERO or len(data) == 1):  # as most inputs of guests of ABI v0: 5 us less
+            return int(data)
+        return json.loads(data)
 
     def with_data(self, data: bytes) -> Payload:
         """The same envelope with its bytes loaded."""

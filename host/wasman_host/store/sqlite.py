@@ -116,7 +116,7 @@ class SqliteStore(Store, Transactions):
         self._file: tuple[int, int] | None = None
         self._group = Group(self)
         self._rows: dict[Key, tuple[int, int]] = {}  # number of the instance's row, and of its run's
-        self._entries: list[tuple[int, int, bytes]] = []
+        self._entries: list[tuple[int, int, bytes | bytearray]] = []
         self._touched: list[Key] = []
         self._claimable = False
         self._recent = Recent()
@@ -214,9 +214,10 @@ class SqliteStore(Store, Transactions):
                 return False  # each is then looked up
             number, run = known
             self._recent.forget(step.key)
-            rows.append((step.nonce, step.tail, number, run, step.version))
+            # sqlite3 looks for somebody who adapts bytes, at the price of their row, and takes a bytearray as it is.
+            rows.append((step.nonce, bytearray(step.tail), number, run, step.version))
             for n, entry in step.entries:
-                self._entries.append((run, n, entry))
+                self._entries.append((run, n, bytearray(entry)))
             if step.blobs:
                 self._add_blobs(step, run)
         return self._connection.executemany(sql.STEP, rows).rowcount == len(rows)
@@ -344,7 +345,7 @@ class SqliteStore(Store, Transactions):
 
     def _put(self, change: Change, record: bytes, columns: Columns, row: tuple[Any, ...] | None) -> Won:
         db, key = self._connection, change.key
-        head = (change.nonce, change.tail, columns.takeovers, columns.size)
+        head = (change.nonce, bytearray(change.tail), columns.takeovers, columns.size)
         searched = searched_of(columns)
         attributes = searched[-1]
         version, mail, before = 0, 0, "{}"
@@ -352,7 +353,7 @@ class SqliteStore(Store, Transactions):
         if row is None:
             self._moved(key, claimable=_is_claimable(columns))
             number = db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched)).lastrowid
-            db.execute(sql.ADD_RECORD, (number, record))
+            db.execute(sql.ADD_RECORD, (number, bytearray(record)))
         else:
             number, was_number, was_run, version, _, mail, *was = row
             before = was[-1]
@@ -392,10 +393,10 @@ class SqliteStore(Store, Transactions):
             return None
         number, run = known
         *searched, attributes = searched_of(columns)
-        head = (change.nonce, change.tail, columns.takeovers, columns.size)
+        head = (change.nonce, bytearray(change.tail), columns.takeovers, columns.size)
         if not self._connection.execute(sql.END, (*head, *searched, number, *expected, attributes)).rowcount:
             return None
-        self._connection.execute(sql.REWRITE_RECORD, (record, number))
+        self._connection.execute(sql.REWRITE_RECORD, (bytearray(record), number))
         self._moved(key, claimable=False)
         self._is_read_soon(change, record, columns, expected[1] + 1, 0)
         self._add(change, run)
