@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _MANY = 50
+_REST = 3.0  # seconds before each round: what another has left to be done in the background is done then
 _BOUND = 6.0  # ours against Restate's, 50 at once
 _CALLS = re.compile(r"\b(fsync|fdatasync|sync_file_range|msync|io_uring_setup|openat)\(")
 
@@ -103,6 +106,15 @@ class _Side:
                     found[name] = int(match[1]) / 1000
         return found
 
+    def computed(self) -> float:
+        """Processor seconds that its processes have taken; 0 where there is no /proc."""
+        ticks = 0
+        for process in self.about["processes"].values():
+            stat = Path(f"/proc/{process}/stat")
+            if stat.exists():
+                ticks += sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def traced(self) -> dict[str, int]:
         """Calls so far, by name; files opened so that every write is a sync are counted as `O_SYNC`."""
         assert self.trace is not None, "started so"
@@ -131,24 +143,36 @@ def _sides(folder: Path) -> tuple[list[_Side], list[str]]:
     return sides, wanting
 
 
-def _rounds(sides: Sequence[_Side], count: int, seconds: float) -> dict[str, dict[str, Any]]:
+def _computed(sides: Sequence[_Side]) -> dict[str, float]:
+    return {side.name: side.computed() for side in sides}
+
+
+def _rounds(sides: Sequence[_Side], count: int, seconds: float, rest: float) -> dict[str, dict[str, Any]]:
     """Alternating rounds: A B C A B C, one by one and then many at once."""
-    results: dict[str, dict[str, Any]] = {side.name: {"one": [], "many": []} for side in sides}
+    kinds = [f"{kind}{more}" for kind in ("one", "many") for more in ("", ": cores of the others")]
+    results: dict[str, dict[str, Any]] = {side.name: {kind: [] for kind in kinds} for side in sides}
     for side in sides:
         side.round(1, 1.0)
         side.round(_MANY, 1.0)
     for number in range(count):
         for kind, width in (("one", 1), ("many", _MANY)):
             for side in sides:
+                time.sleep(rest)
+                before, begin = _computed(sides), time.perf_counter()
                 answer = side.round(width, seconds if width > 1 else seconds / 2)
+                took = time.perf_counter() - begin
+                shares = {name: (after - before[name]) / took for name, after in _computed(sides).items()}
+                others = sum(share for name, share in shares.items() if name != side.name)
                 figure = (
                     statistics.median(answer["times"]) * 1e3
                     if width == 1
                     else answer["done"] * STEPS / answer["elapsed"]
                 )
                 results[side.name][kind].append(figure)
+                results[side.name][f"{kind}: cores of the others"].append(others)
                 unit = "ms a workflow" if width == 1 else "steps/s"
-                print(f"round {number + 1}: {side.name}, {width} at once: {figure:,.1f} {unit}", flush=True)
+                cores = f"{shares[side.name]:.2f} cores, and {others:.2f} of the others"
+                print(f"round {number + 1}: {side.name}, {width} at once: {figure:,.1f} {unit}; {cores}", flush=True)
     for side in sides:
         results[side.name].update(memory=side.memory(), version=side.about["version"], settings=side.about["settings"])
     return results
@@ -237,6 +261,7 @@ def main() -> int:
     """Run everything; exit code 1 where the bound does not hold."""
     parser = argparse.ArgumentParser(description="DBOS on SQLite and Restate beside wasman.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rest", type=float, default=_REST, help="seconds before each round")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a round of 50 at once; half of it one by one")
     options = parser.parse_args()
     header = [machine()]
@@ -251,7 +276,7 @@ def main() -> int:
             for side in sides:
                 stack.enter_context(side)
                 print(f"{side.name} {side.about['version']}: {side.about['settings']}", flush=True)
-            results = _rounds(sides, options.rounds, options.seconds)
+            results = _rounds(sides, options.rounds, options.seconds, options.rest)
         header.append(machine())
         if shutil.which("strace") is None:
             wanting.append("there is no strace on this machine, so syncs were not counted")
