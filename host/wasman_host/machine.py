@@ -27,6 +27,7 @@ from wasman_host.oplog import (
     Entry,
     Operation,
     Tail,
+    chained,
     encode_entry,
     encode_operation,
     entry_address,
@@ -55,7 +56,6 @@ __all__ = ["Machine", "Proposal", "Terminating", "create"]
 
 _STATE_VERSION = 2
 _NOTHING: frozenset[str] = frozenset()
-_sha256 = hashlib.sha256
 CANCELLED = "Cancelled"  # the type of the failure by which a guest is told, and by which it says that it honours it
 
 
@@ -369,7 +369,7 @@ class Machine:
             return self._issued_again(encoded)
         number = self._count
         self._count += 1
-        self._digest = _sha256(self._digest + encoded).digest()  # as `chained`
+        self._digest = chained(self._digest, (encoded,))
         self._unlogged.append(encoded)
         if self._past:
             self._compare(number, Operation(kind, name, request, self.read, self.written, self.crc))

@@ -102,16 +102,13 @@ def seal(address: Address | bytes, data: bytes, *, after: bytes = b"", deflate: 
         after: Digest of the member before it in a chain, b"" for what is in none.
         deflate: False to leave it uncompressed, for stores in which reading soon matters more than size.
     """
-    length = len(data)
-    if length <= _STORED:  # as all that a step writes
-        body = _stored_head(1, length, length ^ 0xFFFF) + data
-    elif not deflate:
+    if len(data) <= _STORED or not deflate:
         body = _stored_blocks(data)
     else:
         body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
     place = address if type(address) is bytes else address.encoded  # type: ignore[union-attr]
     digest = _sha256(b"".join((place, after, body))).digest()
-    return b"".join((_HEADER, digest, body, _trailer.pack(_crc32(data), length & 0xFFFFFFFF)))
+    return b"".join((_HEADER, digest, body, _trailer.pack(_crc32(data), len(data) & 0xFFFFFFFF)))
 
 
 def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_most: int = _AT_MOST) -> bytes:

@@ -61,7 +61,7 @@ class Answer(Generic[T]):
 
     def __init__(self) -> None:
         self._outcome: tuple[T | None, BaseException | None] | None = None
-        if "trio" in sys.modules and _on_trio():
+        if _on_trio():
             import trio  # noqa: PLC0415  trio is optional; only a program that runs on it has it
 
             self._future: asyncio.Future[None] | trio.Event = trio.Event()

@@ -84,7 +84,7 @@ def _host_get_time(guest: Guest) -> int:
 def _host_call_api(
     guest: Guest, name: int, name_length: int, request: int, request_length: int, response: int, capacity: int
 ) -> int | Request:
-    if guest.world.initialising and _in_a_run(guest, "host_call_api"):
+    if _in_a_run(guest, "host_call_api"):
         return FAILED
     called = guest.read(name, name_length)
     if called is None:
@@ -92,7 +92,7 @@ def _host_call_api(
     sent = guest.read(request, request_length)
     if sent is None:
         return _outside("the request", request, request_length)
-    if not guest.holds(response, capacity):
+    if guest.view(response, capacity) is None:
         return _outside("the response", response, capacity)
     try:
         return Call(called.decode(), sent, response, capacity)

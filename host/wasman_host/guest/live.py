@@ -430,14 +430,10 @@ class Guest:
             return None
         return memory.view[pointer : pointer + length]
 
-    def holds(self, pointer: int, length: int) -> bool:
-        """Whether those bytes are all inside the guest's memory."""
-        return pointer + length <= self.linear.size
-
     def read(self, pointer: int, length: int) -> bytes | None:
         """A copy of the guest's bytes, or None where they are not all inside its memory."""
-        memory = self.linear
-        return None if pointer + length > memory.size else bytes(memory.view[pointer : pointer + length])
+        view = self.view(pointer, length)
+        return None if view is None else bytes(view)
 
     def write(self, pointer: int, data: bytes) -> bool:
         """Write into the guest's memory; False, with nothing written, where it does not fit."""
