@@ -191,6 +191,7 @@ async def test_a_worker_that_leaves_in_the_middle_of_a_turn_lets_it_come_to_its_
         await turn(self, deliveries)
 
     monkeypatch.setattr(Turns, "_turn", counted)
+    monkeypatch.setattr("wasman_host.instance._TO_REST", 60.0)  # however slow this machine is
     count = "(local.set $n (i32.add (local.get $n) (i32.const 1)))"
     computes = f"(loop $on {count} (br_if $on (i32.ne (local.get $n) (i32.const 500000000))))"
     busy = Turn(call(1, "note", b"2"), asks=[f"(block (result i32) {computes} (i32.const 0))"])
