@@ -69,6 +69,11 @@ class ConcurrentCall(Run):
 
     @property
     @override
+    def crowded(self) -> bool:
+        return self._instance.crowded
+
+    @property
+    @override
     def is_written_beside(self) -> bool:
         return False  # all commits of the run go through `Turns.commit`, one after the other
 

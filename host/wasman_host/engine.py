@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 from attrs import evolve
 
+from wasman_host.cohort import Cohort
 from wasman_host.errors import CorruptSnapshotError, StoreUnavailableError
 from wasman_host.guest.memory import PAGE, changed
 from wasman_host.guest.module import compile_module, entry_of, initial_state
@@ -108,6 +109,7 @@ class Engine:
         self.snapshots = snapshots or SnapshotPolicy()
         self.residents = Residents(residency or Residency())
         self.images = Images()
+        self.cohort = Cohort()
         self.worker = _worker_id()
         self.checkpointed: Callable[[Instance], Awaitable[None]] | None = None
         self.observers = tuple(observers)

@@ -60,13 +60,13 @@ from wasman_host.session_streams import SessionStreams
 from wasman_host.store.protocol import Change, Columns, Lost, Status, Step, Stored, Unread, Won
 from wasman_host.stored import columns_of, open_record, open_tail, sealed_record, unread_end
 from wasman_host.turns import Turns
+from wasman_host.wake import turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from wasman_host.activity import ActivityDefinition
     from wasman_host.checkpoints import Held
-    from wasman_host.codec import PayloadCodec
     from wasman_host.engine import Engine
     from wasman_host.guest.imports import Request
     from wasman_host.images import Restored
@@ -158,11 +158,13 @@ class Instance:
         "_version",
         "_waits",
         "checkpoints",
+        "codec",
         "expires",
         "guest",
         "key",
         "machine",
         "mailed",
+        "now",
         "owns",
         "run",
         "turns",
@@ -184,6 +186,8 @@ class Instance:
         self.expires = claim.stored.columns.expires
         self._engine = engine
         self._store = engine.store
+        # Not methods of its own: each step asks for them several times.
+        self.now, self.codec = engine.store.now, engine.codec
         self._stored = claim.stored
         self._created = created
         self._version = claim.stored.version
@@ -334,23 +338,19 @@ class Instance:
     # What its calls ask
 
     @property
+    def crowded(self) -> bool:
+        """Whether others go on at the same time, by what one transaction made durable: then all do so in step."""
+        return self._store.crowded
+
+    @property
     def cancel(self) -> Cancel | None:
         """A cancel of which the guest does not know yet, taken from the mail or still in it."""
         taken = self.machine.record.cancel
         return self._cancelling if taken is None else self.machine.pending_cancel
 
-    @property
-    def codec(self) -> PayloadCodec | None:
-        """What its payloads are encoded by."""
-        return self._engine.codec
-
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name` in this worker, or None."""
         return self._engine.activity(name)
-
-    def now(self) -> int:
-        """The store's time, in ns since 1970."""
-        return self._store.now()
 
     def sleep_until(self, time: int) -> Awaitable[None]:
         """Wait until then by the store's clock; this is all that the instance does."""
@@ -425,6 +425,8 @@ class Instance:
                 # Without a frame between this one and the guest's: thousands of instances may wait there.
                 if not self._interrupted:
                     if await self._readied():
+                        if self._store.crowded:
+                            await turn()
                         await self._run()
                     if self.machine.record.status is Status.PUBLISHING:
                         await self._publish()
@@ -702,7 +704,10 @@ class Instance:
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
                     self._answered += not (moved or replaying)
-                    outcome = guest.resume()
+                    if version != self._version and self._store.crowded:
+                        outcome = await self._engine.cohort.resume(guest)
+                    else:
+                        outcome = guest.resume()
                     continue
                 # Such as a refused one: it must neither keep the event loop nor begin a new turn.
                 unwaited += 1

@@ -13,15 +13,16 @@ import functools
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+import types
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 import sniffio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-__all__ = ["Answer", "call_later", "call_soon", "poster"]
+__all__ = ["Answer", "call_later", "call_soon", "keeps_order", "poster", "turn"]
 
 T = TypeVar("T")
 
@@ -45,9 +46,6 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _on_trio() -> bool:
-    # trio cannot be the running library unless somebody imported it; looking there first keeps asyncio's path short.
-    if "trio" not in sys.modules:
-        return False
     try:
         return sniffio.current_async_library() == "trio"
     except sniffio.AsyncLibraryNotFoundError:  # a callback of asyncio's loop, where there is no task to tell by
@@ -61,7 +59,8 @@ class Answer(Generic[T]):
 
     def __init__(self) -> None:
         self._outcome: tuple[T | None, BaseException | None] | None = None
-        if _on_trio():
+        # Only where somebody has imported trio can it be what runs: without a frame, for each step passes here.
+        if "trio" in sys.modules and _on_trio():
             import trio  # noqa: PLC0415  trio is optional; only a program that runs on it has it
 
             self._future: asyncio.Future[None] | trio.Event = trio.Event()
@@ -70,16 +69,17 @@ class Answer(Generic[T]):
 
     def set(self, value: T) -> None:
         """Give the value; later settings are ignored."""
-        self._settle((value, None))
+        if self._outcome is None:
+            self._outcome = (value, None)
+            self._release()
 
     def fail(self, error: BaseException) -> None:
         """Give an exception instead; later settings are ignored."""
-        self._settle((None, error))
+        if self._outcome is None:
+            self._outcome = (None, error)
+            self._release()
 
-    def _settle(self, outcome: tuple[T | None, BaseException | None]) -> None:
-        if self._outcome is not None:
-            return
-        self._outcome = outcome
+    def _release(self) -> None:
         if isinstance(self._future, asyncio.Future):
             if not self._future.done():  # the waiting task may have been cancelled
                 self._future.set_result(None)
@@ -125,6 +125,17 @@ class Answer(Generic[T]):
             future.set_result(None)
 
 
+@types.coroutine
+def turn() -> Generator[Any, Any, None]:
+    """Let every other task that can go on do so first. A cancellation may be felt meanwhile."""
+    if "trio" in sys.modules and _on_trio():
+        import trio  # noqa: PLC0415  see Answer
+
+        yield from trio.lowlevel.checkpoint().__await__()  # noqa: ASYNC105  this is how a generator awaits it
+    else:
+        yield
+
+
 def poster() -> Callable[[Callable[[], object]], None]:
     """What lets the running event loop call something soon, from any thread, without waiting for it.
 
@@ -154,6 +165,11 @@ def call_soon(callback: Callable[[], None]) -> None:
         trio.lowlevel.current_trio_token().run_sync_soon(callback)
     else:
         _loop().call_soon(callback)
+
+
+def keeps_order() -> bool:
+    """Whether what is called soon is called before all that is woken after that. Not on trio, which shuffles."""
+    return not _on_trio()
 
 
 def call_later(seconds: float, callback: Callable[[], None]) -> None:

@@ -25,13 +25,14 @@ from typing import Any, TypeVar, cast
 from attrs import define
 
 from wasman_host.errors import StoreUnavailableError
-from wasman_host.store.protocol import Step
+from wasman_host.store.protocol import Step, Won
 from wasman_host.wake import Answer, call_later, call_soon
 
 __all__ = ["Group", "Transactions", "busy", "pause"]
 
 T = TypeVar("T")
 
+_CROWD = 4  # members of a transaction from which on those who wait for it go on in step
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
@@ -40,6 +41,7 @@ class Transactions(ABC):
 
     busy_timeout: float
     repeating: bool  # whether members run again that may have landed
+    crowded: bool  # whether several were written together the last time
 
     @abstractmethod
     def connection(self) -> sqlite3.Connection:
@@ -52,10 +54,6 @@ class Transactions(ABC):
     @abstractmethod
     def write_step(self, step: Step) -> Any:
         """Inside a transaction: decide on one step, and write it if it wins."""
-
-    @abstractmethod
-    def step_won(self, step: Step) -> Any:
-        """The answer of a step that `write_steps` has written."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -192,6 +190,7 @@ class Group:
             if db.in_transaction:
                 db.execute("rollback")
             raise
+        store.crowded = len(group) >= _CROWD
         for member, result in zip(group, results, strict=True):
             member.answer.set(result)
         store.landed()
@@ -209,7 +208,7 @@ class Group:
             elif alone:
                 results.append(store.write_step(work))
             else:
-                results.append(store.step_won(work))
+                results.append(Won(work.version + 1, 0))
         return results
 
 

@@ -316,9 +316,11 @@ class Store(ABC):
 
     Attributes:
         deflates: Whether what is kept here is to be compressed: everywhere but where reading soon matters more.
+        crowded: Whether what has become durable just now did so with much else: those who waited go on together.
     """
 
     deflates: bool = True
+    crowded: bool = False
 
     @abstractmethod
     async def open(self) -> None:

@@ -223,10 +223,6 @@ class SqliteStore(Store, Transactions):
         return self._connection.executemany(sql.STEP, rows).rowcount == len(rows)
 
     @override
-    def step_won(self, step: Step) -> Won:
-        return Won(step.version + 1, 0)
-
-    @override
     def write_step(self, step: Step) -> Won | Lost:
         key = step.key
         row = self._fence(key)
@@ -284,13 +280,15 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+        if len(changes) == 1:  # as nearly always
+            change = changes[0]
+            check_change(change)
+            return [await self._write(change if isinstance(change, Step) else partial(self._apply, change)).wait()]
         for change in changes:
             check_change(change)
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
         ]
-        if len(answers) == 1:  # as nearly all; a comprehension that waits has a frame of its own
-            return [await answers[0].wait()]
         return [await answer.wait() for answer in answers]
 
     def _apply(self, change: Change) -> Won | Lost | Unread:
