@@ -43,7 +43,7 @@ def _name_key(tenant: str, workflow: str) -> Key:
 
 async def deployed(store: Store, tenant: str, workflow: str) -> Deployment | None:
     """What the name points at, or None."""
-    stored = await store.load(_name_key(tenant, workflow))
+    stored = await store.load_in_turn(_name_key(tenant, workflow))
     return None if stored is None else _open_name(stored)
 
 

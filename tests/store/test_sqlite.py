@@ -739,3 +739,34 @@ async def test_a_store_that_is_opened_again_has_nothing_in_mind(tmp_path: Path) 
     await store.close()
     assert found is not None
     assert found.mail == 1
+
+
+async def test_one_look_serves_all_who_ask_in_a_turn_and_the_next_one_looks_again(
+    tmp_path: Path, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database(tmp_path)) as store, opened(database(tmp_path)) as other:
+        await store.commit([change("w", None)])
+        looks: list[SqliteStore] = []
+        look = SqliteStore._data_version
+
+        def counted(self: SqliteStore) -> int:
+            looks.append(self)
+            return look(self)
+
+        monkeypatch.setattr(SqliteStore, "_data_version", counted)
+
+        async def expect(version: int) -> None:
+            found = await store.load_in_turn(key("w"))
+            assert found is not None
+            assert found.version == version
+            assert await store.load_in_turn(key("nobody")) is None
+
+        for version in (1, 2, 3):
+            looks.clear()
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(expect, version)
+            # What is not there is looked for by each; trio keeps no order by which a look could be shared.
+            assert len(looks) == 5 + (5 if anyio_backend_name == "trio" else 1)
+            await other.commit([change("w", ("run-default-w", version))])
+            await expect(version + 1)  # whoever was told that it has moved on never finds it as it was

@@ -455,6 +455,10 @@ class Store(ABC):
         del key
         return anyio.sleep(max(0.0, (time - self.now()) / 1e9))
 
+    async def load_in_turn(self, key: Key) -> Stored | None:
+        """As `load`, but one look may serve all who ask for `key` in the same turn of the event loop."""
+        return await self.load(key)
+
     def remembered(self, key: Key) -> Stored | None:
         """What this process knows of an instance without looking, if anything; others may have moved it on since.
 

@@ -70,6 +70,7 @@ from wasman_host.store.rules import (
 from wasman_host.store.sqlite_file import connected, explained, identity
 from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
+from wasman_host.wake import call_soon, keeps_order
 
 if TYPE_CHECKING:
     import os
@@ -120,6 +121,7 @@ class SqliteStore(Store, Transactions):
         self._touched: list[Key] = []
         self._claimable = False
         self._recent = Recent()
+        self._in_turn: dict[Key, Stored] = {}  # what was loaded in this turn of the event loop
         self.repeating = False
         self._watchers = Watchers()
         self._locks = WorkerLocks(self.path.with_name(self.path.name + "-workers"))
@@ -152,6 +154,7 @@ class SqliteStore(Store, Transactions):
         self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
         self._file = identity(self._name)
         self._recent = Recent()  # another connection counts anew
+        self._in_turn = {}
 
     @override
     async def close(self) -> None:
@@ -466,6 +469,18 @@ class SqliteStore(Store, Transactions):
             self._watchers.saw(key, None)
             return None
         self._watchers.saw(key, (stored.run, stored.columns.status, stored.mail))
+        return stored
+
+    @override
+    async def load_in_turn(self, key: Key) -> Stored | None:
+        stored = self._in_turn.get(key)
+        if stored is None:
+            stored = await self.load(key)
+            if stored is not None and keeps_order():
+                if not self._in_turn:
+                    # Whoever hears of something that is committed after this look goes on after this call.
+                    call_soon(self._in_turn.clear)
+                self._in_turn[key] = stored
         return stored
 
     @override
