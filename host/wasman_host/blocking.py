@@ -53,6 +53,10 @@ class Blocking(Turns):
                     problem = GuestEnded(outcome)
             except Exception as error:  # noqa: BLE001  raised again outside of the task group, which would wrap it
                 problem = error
+            if problem is None or isinstance(problem, GuestEnded):
+                # It cannot be kept any more: if its worker leaves now, the end comes first.
+                self._instance.concludes()
+                tasks.cancel_scope.shield = True
             tasks.cancel_scope.cancel()
         self._tasks = None
         if problem is None and self.operations.end is None:

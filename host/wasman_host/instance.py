@@ -411,7 +411,7 @@ class Instance:
                 message = f"run {self.run} of {self.key} was moved on by somebody else; this copy is dropped"
                 raise ConcurrentExecutionError(message)
             self._stored, self._version = stored, stored.version
-            self._scope = anyio.CancelScope()  # it is entered once
+            self._scope, self._committing = anyio.CancelScope(), False  # a scope is entered once
             return
 
     async def _live(self) -> None:
@@ -1107,6 +1107,10 @@ class Instance:
         # What is durable and not in the memory of a guest of turns yet comes into it first, so that it can be kept.
         if self._interrupted and (self.turns is None or self.turns.is_at_rest):
             await self.heed()
+
+    def concludes(self) -> None:
+        """The guest has ended: nothing may interrupt this task until what comes of that is committed."""
+        self._committing = True
 
     async def feel(self) -> None:
         """An interruption that this task has not felt yet comes first."""

@@ -115,6 +115,27 @@ async def first(*waits: Callable[[], Awaitable[object]]) -> None:
             tasks.start_soon(one, wait)
 
 
+@pytest.mark.parametrize("language", ["zig", "as"])
+async def test_a_worker_that_leaves_as_its_guest_has_returned_commits_the_end(
+    lab: MemoryLab, language: str, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Blocking._settle
+
+    async def settles(self: Blocking, problem: Exception | None) -> None:
+        self._instance.leave()
+        await settle(self, problem)
+
+    monkeypatch.setattr(Blocking, "_settle", settles)
+    noting = Noting(random.Random(7))
+    await lab.start((GUESTS / f"waits_{language}.wasm").read_bytes(), 20)
+    await lab.signal("mail", 7)
+    async with lab.worker(*noting.activities(), snapshots=NEVER) as engine:
+        await lab.result()
+        await engine.leave()
+    assert seen.asked == [*range(20)]
+    assert (len(seen.repeated), len(noting.keys)) == (1, 20)
+
+
 @pytest.mark.parametrize("language", ["c", "zig", "as"])
 async def test_a_loop_of_calls_whose_workers_leave_anywhere_repeats_none(
     lab: MemoryLab, language: str, seen: Seen
