@@ -425,7 +425,7 @@ class Instance:
                 # Without a frame between this one and the guest's: thousands of instances may wait there.
                 if not self._interrupted:
                     if await self._readied():
-                        if self._store.crowded:
+                        if self._store.crowded:  # those that begin together make their guests together
                             await turn()
                         await self._run()
                     if self.machine.record.status is Status.PUBLISHING:

@@ -110,7 +110,8 @@ async def test_workflows_at_once_go_on_stage_by_stage_and_a_lone_one_as_soon_as_
     assert rows["activity"] >= 4
 
     turns: list[None] = []
-    monkeypatch.setattr("wasman_host.cohort.turn", lambda: turns.append(None))
+    for place in ("calls", "cohort", "instance"):
+        monkeypatch.setattr(f"wasman_host.{place}.turn", lambda: turns.append(None))
     async with disk.worker(activity):
         await disk.start(script, id="lone")
         assert await disk.result("lone") == [*range(6)]

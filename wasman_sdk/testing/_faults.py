@@ -120,25 +120,26 @@ class FaultyStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        if name not in _NUMBERED:
+        operation = "load" if name == "load_in_turn" else name  # a load that may serve several
+        if operation not in _NUMBERED:
             return method
 
         async def numbered(*given: Any, **named: Any) -> Any:
             if self.dead:  # a task that has not felt it yet
                 await anyio.sleep_forever()
-            if not self._counting(name, given):
-                self.seen(name, given)
+            if not self._counting(operation, given):
+                self.seen(operation, given)
                 return await method(*given, **named)
-            self._counts[name] += 1
-            point = Point(name, self._counts[name])
+            self._counts[operation] += 1
+            point = Point(operation, self._counts[operation])
             self.passed.append(point)
             fault = self._fault if self._fault is not None and self._fault.point == point else None
             if fault is None:
-                self.seen(name, given)
+                self.seen(operation, given)
                 return await method(*given, **named)
             self.struck = True
             if fault.how.passes:
-                self.seen(name, given)
+                self.seen(operation, given)
                 await method(*given, **named)
             if fault.how.kills:
                 self.dead = True
