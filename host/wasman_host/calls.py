@@ -83,6 +83,9 @@ class Run(Protocol):
     def crowded(self) -> bool:
         """Whether other runs go on at the same time: then each lets the others come as far as it is."""
 
+    def concludes(self) -> None:
+        """What has happened is certain: nothing interrupts the run until that is committed."""
+
     def activity(self, name: str) -> ActivityDefinition | None:
         """What answers calls of `name`, or None."""
 
@@ -201,10 +204,11 @@ class Calls:
         if delivery is None:
             self.check(call)
             delivery = await self.perform(number, call, machine.time)
-            if run.crowded:
-                await turn()
             if run.is_written_beside:
                 await run.settled()
+            if run.crowded:
+                run.concludes()
+                await turn()
             logged = delivery if run.codec is None else encoded_delivery(delivery, run.codec)
             await run.commit(machine.answered((logged,), run.now()))
             run.resumed()
@@ -260,7 +264,8 @@ class Calls:
         """
         run, machine, self._asked = self._run, self._run.machine, asked
         definition = run.activity(call.name) or await self._unregistered(number, call.name)
-        most, attempt = definition.retry.maximum_attempts, machine.attempts(number) + 1
+        most = definition.retry.maximum_attempts
+        attempt = machine.attempts(number) + 1
         known = machine.open_operation(number)
         failure = known.failure if known else None
         while True:
@@ -282,13 +287,17 @@ class Calls:
                 if known is not None:
                     await run.propose(partial(machine.begun, number, attempt))
                 run.require_lease()
-                make = self._reported if run.reports else self._attempt
+                self._report("activity_started", call.name, attempt)
                 try:
-                    response = await make(definition, number, attempt, call)
+                    response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
                     failed = failed_by(error, call.name, attempt, definition.retry)
+                except BaseException:
+                    self._report("activity_cancelled", call.name, attempt)
+                    raise
                 else:
                     self._check_response(call, response)
+                    self._report("activity_completed", call.name, attempt)
                     return Delivery("result", number, Payload.of(response))
             finally:
                 said = self._ended()
@@ -358,10 +367,11 @@ class Calls:
         return Failure(kind, message, None, name, attempt, cause=known.failure if known else None)
 
     def _report(self, kind: EventKind, name: str, attempt: int, why: str = "") -> None:
-        words = f"failed: {why}" if why else kind.removeprefix("activity_")
-        text = f"attempt {attempt} of activity {name!r} {words}"
-        level = logging.WARNING if why else logging.DEBUG
-        self._run.report(kind, level, text, activity=name, attempt=attempt, reason=why)
+        if why or self._run.reports:
+            words = f"failed: {why}" if why else kind.removeprefix("activity_")
+            text = f"attempt {attempt} of activity {name!r} {words}"
+            level = logging.WARNING if why else logging.DEBUG
+            self._run.report(kind, level, text, activity=name, attempt=attempt, reason=why)
 
     def _check_response(self, call: Asking, response: bytes) -> None:
         limit = self._run.machine.pinned.limits.response
@@ -371,20 +381,6 @@ class Calls:
                 f"given {limit:,}; raise the limit and unblock: it will be called again, under the same key"
             )
             raise GuestLimitError(message, "response")
-
-    async def _reported(self, definition: ActivityDefinition, number: int, attempt: int, call: Asking) -> bytes:
-        """As `_attempt`, and somebody hears of it."""
-        self._report("activity_started", call.name, attempt)
-        try:
-            response = await self._attempt(definition, number, attempt, call)
-        except Exception:  # perform reports it, with when the next attempt begins
-            raise
-        except BaseException:
-            self._report("activity_cancelled", call.name, attempt)
-            raise
-        if len(response) <= self._run.machine.pinned.limits.response:  # else the attempt comes to nothing
-            self._report("activity_completed", call.name, attempt)
-        return response
 
     def _attempt(self, definition: ActivityDefinition, number: int, attempt: int, call: Asking) -> Awaitable[bytes]:
         run, machine = self._run, self._run.machine

@@ -72,6 +72,10 @@ class ConcurrentCall(Run):
     def crowded(self) -> bool:
         return self._instance.crowded
 
+    @override
+    def concludes(self) -> None:
+        self._instance.concludes()
+
     @property
     @override
     def is_written_beside(self) -> bool:

@@ -425,7 +425,7 @@ class Instance:
                 # Without a frame between this one and the guest's: thousands of instances may wait there.
                 if not self._interrupted:
                     if await self._readied():
-                        if self._store.crowded:  # those that begin together make their guests together
+                        if self.crowded:  # those that begin together make their guests together
                             await turn()
                         await self._run()
                     if self.machine.record.status is Status.PUBLISHING:
@@ -704,7 +704,7 @@ class Instance:
                 if moved or replaying or version != self._version:
                     unwaited, spent = 0, 0.0
                     self._answered += not (moved or replaying)
-                    if version != self._version and self._store.crowded:
+                    if version != self._version and self.crowded:
                         outcome = await self._engine.cohort.resume(guest)
                     else:
                         outcome = guest.resume()
@@ -1109,7 +1109,7 @@ class Instance:
             await self.heed()
 
     def concludes(self) -> None:
-        """The guest has ended: nothing may interrupt this task until what comes of that is committed."""
+        """What has happened is certain: nothing may interrupt this task until what comes of it is committed."""
         self._committing = True
 
     async def feel(self) -> None:

@@ -46,6 +46,9 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _on_trio() -> bool:
+    # trio cannot be the running library unless somebody imported it; looking there first keeps asyncio's path short.
+    if "trio" not in sys.modules:
+        return False
     try:
         return sniffio.current_async_library() == "trio"
     except sniffio.AsyncLibraryNotFoundError:  # a callback of asyncio's loop, where there is no task to tell by
@@ -59,8 +62,7 @@ class Answer(Generic[T]):
 
     def __init__(self) -> None:
         self._outcome: tuple[T | None, BaseException | None] | None = None
-        # Only where somebody has imported trio can it be what runs: without a frame, for each step passes here.
-        if "trio" in sys.modules and _on_trio():
+        if _on_trio():
             import trio  # noqa: PLC0415  trio is optional; only a program that runs on it has it
 
             self._future: asyncio.Future[None] | trio.Event = trio.Event()
@@ -69,17 +71,16 @@ class Answer(Generic[T]):
 
     def set(self, value: T) -> None:
         """Give the value; later settings are ignored."""
-        if self._outcome is None:
-            self._outcome = (value, None)
-            self._release()
+        self._settle((value, None))
 
     def fail(self, error: BaseException) -> None:
         """Give an exception instead; later settings are ignored."""
-        if self._outcome is None:
-            self._outcome = (None, error)
-            self._release()
+        self._settle((None, error))
 
-    def _release(self) -> None:
+    def _settle(self, outcome: tuple[T | None, BaseException | None]) -> None:
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
         if isinstance(self._future, asyncio.Future):
             if not self._future.done():  # the waiting task may have been cancelled
                 self._future.set_result(None)
@@ -128,7 +129,7 @@ class Answer(Generic[T]):
 @types.coroutine
 def turn() -> Generator[Any, Any, None]:
     """Let every other task that can go on do so first. A cancellation may be felt meanwhile."""
-    if "trio" in sys.modules and _on_trio():
+    if _on_trio():
         import trio  # noqa: PLC0415  see Answer
 
         yield from trio.lowlevel.checkpoint().__await__()  # noqa: ASYNC105  this is how a generator awaits it

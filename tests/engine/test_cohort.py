@@ -7,10 +7,11 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import SqliteLab
+from tests.lab import Ledger, SqliteLab
 from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.cohort import Cohort
 from wasman_host.guest.live import Ended, Guest
+from wasman_host.wake import turn
 
 pytestmark = pytest.mark.anyio
 
@@ -116,3 +117,25 @@ async def test_workflows_at_once_go_on_stage_by_stage_and_a_lone_one_as_soon_as_
         await disk.start(script, id="lone")
         assert await disk.result("lone") == [*range(6)]
     assert not turns
+
+
+async def test_an_answer_that_waits_for_the_others_is_committed_before_its_worker_leaves(
+    disk: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger()
+    await disk.start(wat.script(wat.call("note", b"1"), wat.call("note", b"2")))
+    monkeypatch.setattr("wasman_host.store.group._CROWD", 1)
+    async with disk.worker(ledger.activity()) as engine:
+
+        async def leaves() -> None:
+            for instance in engine._live.values():
+                instance.leave()
+            await turn()
+
+        monkeypatch.setattr("wasman_host.calls.turn", leaves)
+        while not ledger.rows or engine._live:
+            await anyio.sleep(0.001)
+    monkeypatch.undo()
+    async with disk.worker(ledger.activity()):
+        assert await disk.result() == [1, 2]
+    assert ledger.attempts == [1, 1]

@@ -120,26 +120,26 @@ class FaultyStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        operation = "load" if name == "load_in_turn" else name  # a load that may serve several
-        if operation not in _NUMBERED:
+        name = "load" if name == "load_in_turn" else name  # one that may serve several
+        if name not in _NUMBERED:
             return method
 
         async def numbered(*given: Any, **named: Any) -> Any:
             if self.dead:  # a task that has not felt it yet
                 await anyio.sleep_forever()
-            if not self._counting(operation, given):
-                self.seen(operation, given)
+            if not self._counting(name, given):
+                self.seen(name, given)
                 return await method(*given, **named)
-            self._counts[operation] += 1
-            point = Point(operation, self._counts[operation])
+            self._counts[name] += 1
+            point = Point(name, self._counts[name])
             self.passed.append(point)
             fault = self._fault if self._fault is not None and self._fault.point == point else None
             if fault is None:
-                self.seen(operation, given)
+                self.seen(name, given)
                 return await method(*given, **named)
             self.struck = True
             if fault.how.passes:
-                self.seen(operation, given)
+                self.seen(name, given)
                 await method(*given, **named)
             if fault.how.kills:
                 self.dead = True

@@ -283,15 +283,13 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
-        if len(changes) == 1:  # as nearly always
-            change = changes[0]
-            check_change(change)
-            return [await self._write(change if isinstance(change, Step) else partial(self._apply, change)).wait()]
         for change in changes:
             check_change(change)
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
         ]
+        if len(answers) == 1:  # as nearly all; a comprehension that waits has a frame of its own
+            return [await answers[0].wait()]
         return [await answer.wait() for answer in answers]
 
     def _apply(self, change: Change) -> Won | Lost | Unread:
