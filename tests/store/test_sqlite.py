@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import secrets
 import signal
 import sqlite3
 import stat
@@ -29,8 +30,22 @@ from wasman_host.errors import (
     StoreSchemaError,
     StoreUnavailableError,
 )
-from wasman_host.store import Filter, Key, Lost, MemoryStore, Sent, SqliteStore, Status, Won, open_store, statements
+from wasman_host.store import (
+    Filter,
+    Key,
+    Lost,
+    MemoryStore,
+    Sent,
+    SqliteStore,
+    Status,
+    Step,
+    Won,
+    group,
+    open_store,
+    statements,
+)
 from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
+from wasman_host.wake import Answer, call_soon
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -252,6 +267,7 @@ async def test_a_deleted_or_replaced_file_is_noticed(tmp_path: Path) -> None:
     async with opened(path) as store:
         await store.commit([change("a", None, "r")])
         path.rename(tmp_path / "moved.db")
+        await anyio.sleep(0.01)  # it is looked for every few milliseconds
         with pytest.raises(StoreUnavailableError, match="deleted, moved or replaced"):
             await store.commit([change("a", ("r", 1))])
         path.write_bytes(b"")
@@ -474,13 +490,128 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
         assert await again.load(key("a")) is not None
 
 
+# -- one that goes on alone ------------------------------------------------------------------------
+
+
+def one_step(name: str, run: str, version: int) -> Step:
+    entry = (version, b"entry %d" % version)
+    return Step(key(name), run, version, secrets.token_hex(8), b"tail", [entry])
+
+
+class Commits:
+    """How often a store has committed."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.count = 0
+        store._connection.set_trace_callback(self._heard)
+
+    def _heard(self, statement: str) -> None:
+        self.count += statement == "commit"
+
+
+async def test_who_goes_on_alone_waits_for_no_turn_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[Callable[[], None]] = []
+
+    def counted(callback: Callable[[], None]) -> None:
+        turns.append(callback)
+        call_soon(callback)
+
+    monkeypatch.setattr(group, "call_soon", counted)
+    async with opened(database(tmp_path)) as store:
+        await store.commit([change("a", None, "r")])
+        await store.commit([change("b", None, "q")])
+        turns.clear()
+        for version in range(1, 20):
+            assert await store.commit([one_step("a", "r", version)]) == [Won(version + 1, 0)]
+        assert len(turns) == 1  # for the first one, which nobody knew to be alone
+        assert len(await store.read("r")) == 19
+        # Whoever comes along is waited for again.
+        assert await store.commit([one_step("b", "q", 1)]) == [Won(2, 0)]
+        assert await store.commit([one_step("a", "r", 20)]) == [Won(21, 0)]
+        assert len(turns) == 3
+
+
+async def test_others_share_the_transactions_of_one_that_was_alone(tmp_path: Path) -> None:
+    async with opened(database(tmp_path)) as store:
+        for name in ("a", "b", "c"):
+            await store.commit([change(name, None, name)])
+        commits = Commits(store)
+
+        async def steps(name: str, first: int, count: int) -> None:
+            for version in range(first, first + count):
+                assert await store.commit([one_step(name, name, version)]) == [Won(version + 1, 0)]
+
+        await steps("a", 1, 20)
+        assert commits.count == 20
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(steps, "a", 21, 20)
+            tasks.start_soon(steps, "b", 1, 20)
+            tasks.start_soon(steps, "c", 1, 20)
+        assert commits.count <= 20 + 30  # 20 if they had begun in step, and 60 if none had waited for another
+        # It joins who came before it, too.
+        await steps("a", 41, 2)
+        before = commits.count
+        other: Answer[Any] = store._write(one_step("b", "b", 21))
+        await steps("a", 43, 1)
+        assert await other.wait() == Won(22, 0)
+        assert commits.count == before + 1
+
+
+async def test_one_that_goes_on_alone_lets_others_go_on(tmp_path: Path) -> None:
+    async with opened(database(tmp_path)) as store:
+        await store.commit([change("a", None, "r")])
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(others)
+            await store.commit([one_step("a", "r", 1)])
+            turns, began = 0, time.monotonic()
+            version = 2
+            while time.monotonic() < began + 0.1:
+                await store.commit([one_step("a", "r", version)])
+                version += 1
+            assert turns >= 3
+            tasks.cancel_scope.cancel()
+
+
+async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_process(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    async with opened(path) as store, opened(path) as other:
+        await store.commit([change("a", None, "r")])
+        await store.commit([one_step("a", "r", 1)])
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("begin immediate")
+            results: list[Any] = []
+
+            async def step() -> None:
+                results.extend(await store.commit([one_step("a", "r", 2)]))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(step)
+                await anyio.sleep(0.05)
+                assert not results
+                db.execute("rollback")
+        assert results == [Won(3, 0)]
+        assert await other.commit([one_step("a", "r", 3)]) == [Won(4, 0)]
+        assert await store.commit([one_step("a", "r", 3)]) == [Lost(("r", 4))]
+        assert len(await store.read("r")) == 3
+    with pytest.raises(StoreUnavailableError, match="not open"):
+        await store.commit([one_step("a", "r", 4)])
+
+
 # -- unknown outcomes ------------------------------------------------------------------------------
 
 
 class Torn:
-    """A connection whose next COMMIT fails: after it is on disk, or before."""
+    """A cursor whose next COMMIT fails: after it is on disk, or before."""
 
-    def __init__(self, db: sqlite3.Connection, *, landed: bool) -> None:
+    def __init__(self, db: sqlite3.Cursor, *, landed: bool) -> None:
         self.db = db
         self.landed = landed
         self.torn = 0
@@ -502,16 +633,16 @@ class Torn:
 async def test_an_unknown_outcome_is_resolved_by_the_nonce(tmp_path: Path, *, landed: bool) -> None:
     async with opened(database(tmp_path)) as store:
         await store.commit([change("peer", None), change("a", None, "r")])
-        db = store._connection
+        cursor = store._cursor
 
         async def tear(call: Callable[[], Any]) -> Any:
-            torn = Torn(db, landed=landed)
-            store._db = cast("sqlite3.Connection", torn)
+            torn = Torn(cursor, landed=landed)
+            store._cursor = cast("sqlite3.Cursor", torn)
             try:
                 result = await call()
                 assert torn.torn == 1
             finally:
-                store._db = db
+                store._cursor = cursor
             return result
 
         step = change("a", ("r", 1), entries=[(0, b"0")], sends=[message("peer", "m")])
@@ -529,6 +660,9 @@ async def test_an_unknown_outcome_is_resolved_by_the_nonce(tmp_path: Path, *, la
         assert peer.mail == 2
         assert await tear(lambda: store.beat("w", 10, {})) is not None
         assert await store.beat("w", 10, {}) is not None
+        assert await store.commit([one_step("a", "r", 2)]) == [Won(3, 0)]
+        assert await tear(lambda: store.commit([one_step("a", "r", 3)])) == [Won(4, 0)]  # it goes on alone
+        assert dict(await store.read("r")) == {0: b"0", 2: b"entry 2", 3: b"entry 3"}
         due, dead = columns(queue="q", wake=START), columns(queue="q", owner="dead")
         await store.commit([change("due", None, columns=due), change("dead", None, columns=dead)])
         claims = await tear(lambda: store.claim("w", ["q"], 2))

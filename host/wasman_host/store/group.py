@@ -20,13 +20,16 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attrs import define
 
 from wasman_host.errors import StoreUnavailableError
 from wasman_host.store.protocol import Step, Won
 from wasman_host.wake import Answer, call_later, call_soon
+
+if TYPE_CHECKING:
+    from wasman_host.store.protocol import Key
 
 __all__ = ["Group", "Transactions", "busy", "pause"]
 
@@ -44,8 +47,8 @@ class Transactions(ABC):
     crowded: bool  # whether several were written together the last time
 
     @abstractmethod
-    def connection(self) -> sqlite3.Connection:
-        """The connection; raises `StoreUnavailableError` where it may not be written to."""
+    def cursor(self) -> sqlite3.Cursor:
+        """What a transaction runs on; raises `StoreUnavailableError` where it may not be written to."""
 
     @abstractmethod
     def write_steps(self, steps: Sequence[Step]) -> bool:
@@ -97,6 +100,20 @@ class Group:
         self._pending: list[_Member] = []
         self._scheduled = False
         self._attempts = 0
+        self._lone: Key | None = None  # whose step the last transaction was, and nothing else
+
+    def at_once(self, step: Step) -> Won | None:
+        """Write the step of an instance that goes on alone, and nothing else; None where it is to be given to `write`.
+
+        That is so where it is not alone, and where it was not written or nobody knows: `write` finds out.
+        """
+        if self._pending or step.key != self._lone:
+            return None
+        try:
+            [won] = self._transact([step])
+        except Exception:  # noqa: BLE001  whatever it is, `write` meets it again, or finds the step's nonce
+            return None
+        return cast("Won", won)
 
     def write(self, work: Callable[[], T] | Step) -> Answer[T]:
         """Have the operation, or the step, be part of the next transaction."""
@@ -123,8 +140,10 @@ class Group:
         done = 0
         try:
             try:
-                self._transact(group)
+                results = self._transact([member.work for member in group])
                 done = len(group)
+                for member, result in zip(group, results, strict=True):
+                    member.answer.set(result)
             except Exception as error:
                 if busy(error):
                     raise
@@ -146,7 +165,7 @@ class Group:
         """Run one member in a transaction of its own; raises only where the store is locked."""
         for last in (False, True):
             try:
-                self._transact([member], alone=True)
+                [result] = self._transact([member.work], alone=True)
             except _CommitError as error:
                 # Once more: if it has landed all the same, it finds its nonce.
                 self._transactions.repeating = True
@@ -158,6 +177,7 @@ class Group:
                 member.answer.fail(self._transactions.explained(error))
                 return
             else:
+                member.answer.set(result)
                 return
 
     def _later(self, group: list[_Member], error: Exception) -> None:
@@ -171,13 +191,13 @@ class Group:
             self._scheduled = True
             call_later(pause(self._attempts), self._flush)
 
-    def _transact(self, group: list[_Member], *, alone: bool = False) -> None:
-        """Run the members in one transaction, and answer them when it is on disk; or raise, with nothing written."""
+    def _transact(self, works: Sequence[Callable[[], Any] | Step], *, alone: bool = False) -> list[Any]:
+        """Do the work of members in one transaction: what each is answered. Or raise, with nothing written."""
         store = self._transactions
-        db = store.connection()
+        db = store.cursor()
         db.execute("begin immediate")
         try:
-            results = self._run(group, alone=alone)
+            results = self._run(works, alone=alone)
             store.finish()
             try:
                 db.execute("commit")
@@ -187,22 +207,21 @@ class Group:
                 raise _CommitError from error
         except BaseException:
             store.undone()
-            if db.in_transaction:
+            if db.connection.in_transaction:
                 db.execute("rollback")
             raise
-        store.crowded = len(group) >= _CROWD
-        for member, result in zip(group, results, strict=True):
-            member.answer.set(result)
+        store.crowded = len(works) >= _CROWD
+        self._lone = work.key if len(works) == 1 and type(work := works[0]) is Step else None
         store.landed()
+        return results
 
-    def _run(self, group: list[_Member], *, alone: bool) -> list[Any]:
+    def _run(self, works: Sequence[Callable[[], Any] | Step], *, alone: bool) -> list[Any]:
         store = self._transactions
-        steps = [work for member in group if type(work := member.work) is Step]
+        steps = [work for work in works if type(work) is Step]
         if not alone and steps and not store.write_steps(steps):
             raise _FencedError
         results = []
-        for member in group:
-            work = member.work
+        for work in works:
             if type(work) is not Step:
                 results.append(cast("Callable[[], Any]", work)())
             elif alone:

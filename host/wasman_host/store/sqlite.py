@@ -3,6 +3,7 @@
 Writing. Every write is an operation that reads and writes inside an open transaction, or a step, and all of one turn of
 the event loop share a transaction on the loop's own thread, which is one fsync for the lot
 (`wasman_host.store.group`; a writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit).
+The step of an instance that goes on alone is written at once, without a turn.
 All steps of a group are one
 statement, and so are all log entries.
 
@@ -70,7 +71,7 @@ from wasman_host.store.rules import (
 from wasman_host.store.sqlite_file import connected, explained, identity
 from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
-from wasman_host.wake import call_soon, keeps_order
+from wasman_host.wake import call_soon, keeps_order, turn
 
 if TYPE_CHECKING:
     import os
@@ -85,6 +86,8 @@ T = TypeVar("T")
 
 _ROWS = 100_000  # instances whose row numbers are kept in mind
 _48_BITS = (1 << 48) - 1
+_LOOK = 0.005  # seconds for which the file is taken to be where it was seen
+_POLITE = 0.001  # seconds for which one that goes on alone keeps the event loop, and its commit on top
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
@@ -98,6 +101,8 @@ class SqliteStore(Store, Transactions):
         read_only: Open what is there, and write nothing: every write raises `StoreUnavailableError`.
         clock: Gives the time in ns since 1970; for tests.
     """
+
+    _cursor: sqlite3.Cursor  # of the open file, for what every transaction runs: making one costs as much as a row
 
     def __init__(
         self,
@@ -115,6 +120,8 @@ class SqliteStore(Store, Transactions):
         self._clock = clock
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._turned = 0.0  # when one that goes on alone let others go on; by the monotonic clock
+        self._looks_at = 0.0  # whether it is still there; by the monotonic clock
         self._group = Group(self)
         self._rows: dict[Key, tuple[int, int]] = {}  # number of the instance's row, and of its run's
         self._entries: list[tuple[int, int, bytes | bytearray]] = []
@@ -152,7 +159,8 @@ class SqliteStore(Store, Transactions):
                 f"this Python is linked to SQLite {sqlite3.sqlite_version}; a wasman store needs 3.37 or later"
             )
         self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
-        self._file = identity(self._name)
+        self._cursor = self._db.cursor()
+        self._file, self._looks_at = identity(self._name), 0.0
         self._recent = Recent()  # another connection counts anew
         self._in_turn = {}
 
@@ -204,9 +212,9 @@ class SqliteStore(Store, Transactions):
         return self._group.write(work)
 
     @override
-    def connection(self) -> sqlite3.Connection:
+    def cursor(self) -> sqlite3.Cursor:
         self._check_file()
-        return self._connection
+        return self._cursor
 
     @override
     def write_steps(self, steps: Sequence[Step]) -> bool:
@@ -223,7 +231,7 @@ class SqliteStore(Store, Transactions):
                 self._entries.append((run, n, bytearray(entry)))
             if step.blobs:
                 self._add_blobs(step, run)
-        return self._connection.executemany(sql.STEP, rows).rowcount == len(rows)
+        return self._cursor.executemany(sql.STEP, rows).rowcount == len(rows)
 
     @override
     def write_step(self, step: Step) -> Won | Lost:
@@ -264,18 +272,23 @@ class SqliteStore(Store, Transactions):
         self._rows[key] = (number, run)
 
     def _check_file(self) -> None:
-        # A deleted file can still be written to, and all of it is gone when the last process closes it.
+        # A deleted file can still be written to, and all of it is gone when the last process closes it. To look at each
+        # commit took a twentieth of the time of a run that goes on alone.
+        now = time.monotonic()
+        if now < self._looks_at:
+            return
         if identity(self._name) != self._file:
             raise StoreUnavailableError(
                 f"the store {self.path} was deleted, moved or replaced while it was open: put it back and start again"
             )
+        self._looks_at = now + _LOOK
 
     def _write_entries(self) -> None:
         if self._entries:
             entries = self._entries.copy()
             self._entries.clear()
             try:
-                self._connection.executemany(sql.ADD_ENTRY, entries)
+                self._cursor.executemany(sql.ADD_ENTRY, entries)
             except sqlite3.IntegrityError as error:
                 raise CorruptSnapshotError("the log of a run holds entries that are still to come") from error
 
@@ -285,6 +298,11 @@ class SqliteStore(Store, Transactions):
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
             check_change(change)
+        if len(changes) == 1 and type(change) is Step and (won := self._group.at_once(change)) is not None:
+            if (now := time.monotonic()) - self._turned >= _POLITE:
+                self._turned = now
+                await turn()
+            return [won]
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
         ]
