@@ -2,7 +2,10 @@
 
 The member opens with gunzip. Its header carries one extra subfield, "WM":
 
-    version u8 = 2 | length of the key id u8 | key id | sha256(address, after, deflated body) 32 bytes
+    version u8 | length of the key id u8 | key id | digest(address, after, deflated body) 32 bytes
+
+The version says which digest: 2 is sha256, which small bodies get, 3 is BLAKE3, which takes a third of the time where
+there are many pages. A body of any size is read with either.
 
 The key id is empty: nothing is encrypted yet. With a master key the member will be sealed under a data key, and the key
 id will say which; a reader that meets one today says so instead of guessing. The digest covers the address (tenant,
@@ -11,7 +14,7 @@ is the digest of the member before it where members form a chain, as the entries
 last one names all of them. It covers the bytes as they are stored, so that damage is found before anything is inflated.
 
 Reading is strict: exactly one member, exactly this header, digest, checksum and length right, nothing behind it.
-Source: RFC 1951 and 1952.
+Source: RFC 1951 and 1952; J. O'Connor et al., "BLAKE3: one function, fast everywhere", 2020.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
+from blake3 import blake3
 from isal import igzip_lib, isal_zlib
 
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
@@ -27,13 +31,13 @@ from wasman_host.values import frozen
 __all__ = ["Address", "TooLargeError", "digest_of", "seal", "unseal"]
 
 _START = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"  # deflate, FEXTRA, no time, unknown system
-_VERSION = 2
 _FIELD = 2 + 32
-_HEADER = _START + struct.pack("<H2sHBB", 4 + _FIELD, b"WM", _FIELD, _VERSION, 0)
-_DIGEST_AT = len(_HEADER)
+_SHA256, _BLAKE3 = (_START + struct.pack("<H2sHBB", 4 + _FIELD, b"WM", _FIELD, version, 0) for version in (2, 3))
+_DIGEST_AT = len(_SHA256)
 _BODY_AT = _DIGEST_AT + 32
 _LEVEL = 1
 _STORED = 2048  # bytes up to which stored blocks are used: deflating a record takes 15 us and saves half a kilobyte
+_SMALL = 8192  # bytes of a body up to which sha256 is as fast as BLAKE3, where processors have instructions for it
 _BLOCK = 65535  # bytes in one stored block, RFC 1951 3.2.4
 _AT_MOST = 256 * 1024 * 1024  # bytes of anything that no limit of its own is given for
 
@@ -107,8 +111,11 @@ def seal(address: Address | bytes, data: bytes, *, after: bytes = b"", deflate: 
     else:
         body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
     place = address if type(address) is bytes else address.encoded  # type: ignore[union-attr]
-    digest = _sha256(b"".join((place, after, body))).digest()
-    return b"".join((_HEADER, digest, body, _trailer.pack(_crc32(data), len(data) & 0xFFFFFFFF)))
+    if len(body) <= _SMALL:
+        header, digest = _SHA256, _sha256(b"".join((place, after, body))).digest()
+    else:
+        header, digest = _BLAKE3, blake3(place + after).update(body).digest()
+    return b"".join((header, digest, body, _trailer.pack(_crc32(data), len(data) & 0xFFFFFFFF)))
 
 
 def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_most: int = _AT_MOST) -> bytes:
@@ -127,7 +134,8 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     if sealed is None:
         message = f"{address} is missing from the store; restore it from a backup, then unblock"
         raise CorruptSnapshotError(message)
-    if sealed[:_DIGEST_AT] != _HEADER:
+    header = sealed[:_DIGEST_AT]
+    if header not in (_SHA256, _BLAKE3):
         if sealed[: len(_START)] == _START and sealed[12:14] == b"WM" and len(sealed) > _BODY_AT:
             message = (
                 f"{address} was sealed with a key or by another wasman; use a wasman that knows version {sealed[16]}"
@@ -137,7 +145,7 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     if len(sealed) < _BODY_AT + 8:
         raise _damaged(address, "is truncated")
     body = memoryview(sealed)[_BODY_AT:-8]
-    digest = _sha256(address.encoded + after)
+    digest = (_sha256 if header == _SHA256 else blake3)(address.encoded + after)
     digest.update(body)
     if digest.digest() != sealed[_DIGEST_AT:_BODY_AT]:
         raise _damaged(address, "fails its digest, or belongs to another place")

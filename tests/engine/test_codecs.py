@@ -1,10 +1,12 @@
 """What is stored reads back as it was written, and nothing else reads at all."""
 
 import gzip
+import hashlib
 import random
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -118,8 +120,9 @@ records = st.builds(
 )
 
 
-@given(addresses, st.binary(max_size=5000))
-def test_what_is_sealed_opens_at_its_place_and_with_gunzip(address: Address, data: bytes) -> None:
+@given(addresses, st.binary(max_size=5000), st.sampled_from((1, 20)))
+def test_what_is_sealed_opens_at_its_place_and_with_gunzip(address: Address, data: bytes, times: int) -> None:
+    data *= times
     sealed = seal(address, data)
     assert unseal(address, sealed) == data
     assert gzip.decompress(sealed) == data
@@ -141,10 +144,11 @@ def test_it_opens_nowhere_else(address: Address, other: Address, data: bytes) ->
         unseal(other, seal(address, data))
 
 
-def test_every_bit_and_every_length_counts() -> None:
+@pytest.mark.parametrize(("times", "stride"), [(3, 1), (300, 101)])
+def test_every_bit_and_every_length_counts(times: int, stride: int) -> None:
     address = Address("t", "w", "r", "entry", "1")
-    sealed = seal(address, b"some words, some words, and some more of them " * 3)
-    for at in range(len(sealed)):
+    sealed = seal(address, b"some words, some words, and some more of them " * times, deflate=False)
+    for at in (*range(60), *range(60, len(sealed), stride), *range(len(sealed) - 8, len(sealed))):
         for bit in range(8):
             flipped = bytearray(sealed)
             flipped[at] ^= 1 << bit
@@ -162,9 +166,23 @@ def test_every_bit_and_every_length_counts() -> None:
 def test_what_is_sealed_with_a_key_is_told_apart_from_damage() -> None:
     address = Address("t", "w", "r", "entry", "1")
     sealed = bytearray(seal(address, b"words"))
-    sealed[16] = 3
-    with pytest.raises(UnsupportedStateError, match="use a wasman that knows version 3"):
+    sealed[16] = 4
+    with pytest.raises(UnsupportedStateError, match="use a wasman that knows version 4"):
         unseal(address, bytes(sealed))
+
+
+def test_what_is_large_has_another_digest_and_opens_with_either() -> None:
+    address = Address("t", "w", "r", "snapshot", "s")
+    place, after = b"t\0w\0r\0snapshot\0s\0", b"before"
+    data = b"many words, " * 2000
+    for what, version in ((b"few words", 2), (data, 3)):
+        sealed = seal(address, what, after=after, deflate=False)
+        covered = place + after + sealed[50:-8]
+        digests = {2: hashlib.sha256(covered).digest(), 3: blake3(covered).digest()}
+        assert (sealed[16], digest_of(sealed)) == (version, digests[version])
+        for other in (2, 3):  # such as snapshots of before there was the second one
+            written = sealed[:16] + bytes([other]) + sealed[17:18] + digests[other] + sealed[50:]
+            assert unseal(address, written, after=after) == what
 
 
 def _encoded(entry: Entry) -> bytes:
