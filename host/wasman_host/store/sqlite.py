@@ -87,7 +87,6 @@ T = TypeVar("T")
 _ROWS = 100_000  # instances whose row numbers are kept in mind
 _48_BITS = (1 << 48) - 1
 _LOOK = 0.005  # seconds for which the file is taken to be where it was seen
-_POLITE = 0.001  # seconds for which one that goes on alone keeps the event loop, and its commit on top
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
@@ -120,7 +119,6 @@ class SqliteStore(Store, Transactions):
         self._clock = clock
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._turned = 0.0  # when one that goes on alone let others go on; by the monotonic clock
         self._looks_at = 0.0  # whether it is still there; by the monotonic clock
         self._group = Group(self)
         self._rows: dict[Key, tuple[int, int]] = {}  # number of the instance's row, and of its run's
@@ -299,9 +297,7 @@ class SqliteStore(Store, Transactions):
         for change in changes:
             check_change(change)
         if len(changes) == 1 and type(change) is Step and (won := self._group.at_once(change)) is not None:
-            if (now := time.monotonic()) - self._turned >= _POLITE:
-                self._turned = now
-                await turn()
+            await turn()  # others have waited for as long as it took
             return [won]
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
