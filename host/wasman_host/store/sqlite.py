@@ -252,10 +252,10 @@ class SqliteStore(Store, Transactions):
         for stored in self._recent.landed():
             if stored.version == 1:
                 self._watchers.made(stored.key)
-        if self._watchers:
+        if self._touched:
             self._watchers.hint(self._touched, claimable=self._claimable)
-        self._touched.clear()
-        self._claimable = False
+            self._touched.clear()
+            self._claimable = False
 
     @override
     def undone(self) -> None:
