@@ -1,17 +1,15 @@
 """`import wasman_sdk` in a fresh process, against importing pydantic alone, which every application of it has.
 
-Packages are compiled when they are installed, so the bytecode is here as well: kept in a folder of its own, since the
-machine may be told not to write any.
+Packages are compiled when they are installed, so the bytecode is here as well.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import Figure, median_and_spread
+from benchmarks.measure import Figure, installed, median_and_spread
 
 __all__ = ["measure"]
 
@@ -30,8 +28,7 @@ def measure() -> Figure:
     """Measure, and say how."""
     ours, pydantics = [], []
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment = installed(folder)
         for number in range(-1, _ROUNDS):
             ours_now = _seconds("import wasman_sdk", environment)
             theirs_now = _seconds("from pydantic import BaseModel, TypeAdapter", environment)

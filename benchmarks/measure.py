@@ -13,7 +13,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Figure", "load", "machine", "median_and_spread"]
+__all__ = ["Figure", "installed", "load", "machine", "median_and_spread"]
 
 
 @frozen
@@ -45,6 +45,16 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4)
     return middle, low, high
+
+
+def installed(bytecode: str) -> dict[str, str]:
+    """An environment of processes as after an installation, which compiles: their bytecode is kept in that folder.
+
+    The machine may be told not to write any.
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
 def load() -> str:

@@ -6,7 +6,6 @@ activity calls. The clock stops when the result has arrived at the process that 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.guests import calling, large
-from benchmarks.measure import Figure, median_and_spread
+from benchmarks.measure import Figure, installed, median_and_spread
 
 __all__ = ["measure"]
 
@@ -39,12 +38,7 @@ def measure() -> Figure:
     small_ones, large_ones, bare = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as above:
         folder = Path(above).absolute()
-        environment = {
-            **os.environ,
-            "WASMAN_CACHE": str(folder / "code"),
-            "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
-        }
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment = {**installed(str(folder / "bytecode")), "WASMAN_CACHE": str(folder / "code")}
         for name, data in (("small", calling()), ("large", large())):
             (folder / name).write_bytes(data)
 

@@ -1,6 +1,7 @@
 """What holds for every test, and the stores that they work over."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from tests.lab import DirectoryLab, MemoryLab, SqliteLab
 
 # Compiled code goes to the checkout and not to the cache of whoever runs the tests; processes that they start follow.
 os.environ["WASMAN_CACHE"] = str(Path(__file__).resolve().parent.parent / ".cache" / "code")
+
+# A job in the background of a shell ignores SIGINT, and so would all commands that tests start, and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -1092,8 +1092,7 @@ class Instance:
         assert self._beside is None, "what is committed next is made over what is committed beside this task"
         # One inside of the commit would leave its outcome unknown, and what is committed instead would be taken for the
         # same commit, by its nonce.
-        if self._scope.cancel_called:  # else there is nothing to feel, at no coroutine's price
-            await self.feel()
+        await self.feel()
         self._committing = True
         try:
             change = self._change(proposal)

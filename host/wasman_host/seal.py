@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 from isal import igzip_lib, isal_zlib
@@ -28,11 +29,15 @@ from isal import igzip_lib, isal_zlib
 from wasman_host.errors import CorruptSnapshotError, UnsupportedStateError
 from wasman_host.values import frozen
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Address", "TooLargeError", "digest_of", "seal", "unseal"]
 
 _START = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"  # deflate, FEXTRA, no time, unknown system
 _FIELD = 2 + 32
 _SHA256, _BLAKE3 = (_START + struct.pack("<H2sHBB", 4 + _FIELD, b"WM", _FIELD, version, 0) for version in (2, 3))
+_DIGESTS: dict[bytes, Callable[[bytes], Any]] = {_SHA256: hashlib.sha256, _BLAKE3: blake3}  # by header
 _DIGEST_AT = len(_SHA256)
 _BODY_AT = _DIGEST_AT + 32
 _LEVEL = 1
@@ -41,7 +46,6 @@ _SMALL = 8192  # bytes of a body up to which sha256 is as fast as BLAKE3, where 
 _BLOCK = 65535  # bytes in one stored block, RFC 1951 3.2.4
 _AT_MOST = 256 * 1024 * 1024  # bytes of anything that no limit of its own is given for
 
-_sha256 = hashlib.sha256
 _crc32 = isal_zlib.crc32
 _stored_head = struct.Struct("<BHH").pack
 _DENSEST = 1032  # bytes that deflate makes of one at most: 258 of two bits
@@ -111,10 +115,8 @@ def seal(address: Address | bytes, data: bytes, *, after: bytes = b"", deflate: 
     else:
         body = igzip_lib.compress(data, _LEVEL, flag=igzip_lib.COMP_DEFLATE)
     place = address if type(address) is bytes else address.encoded  # type: ignore[union-attr]
-    if len(body) <= _SMALL:
-        header, digest = _SHA256, _sha256(b"".join((place, after, body))).digest()
-    else:
-        header, digest = _BLAKE3, blake3(place + after).update(body).digest()
+    header = _SHA256 if len(body) <= _SMALL else _BLAKE3
+    digest = _DIGESTS[header](b"".join((place, after, body))).digest()
     return b"".join((header, digest, body, _trailer.pack(_crc32(data), len(data) & 0xFFFFFFFF)))
 
 
@@ -134,8 +136,8 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     if sealed is None:
         message = f"{address} is missing from the store; restore it from a backup, then unblock"
         raise CorruptSnapshotError(message)
-    header = sealed[:_DIGEST_AT]
-    if header not in (_SHA256, _BLAKE3):
+    digest_by = _DIGESTS.get(sealed[:_DIGEST_AT])
+    if digest_by is None:
         if sealed[: len(_START)] == _START and sealed[12:14] == b"WM" and len(sealed) > _BODY_AT:
             message = (
                 f"{address} was sealed with a key or by another wasman; use a wasman that knows version {sealed[16]}"
@@ -145,7 +147,7 @@ def unseal(address: Address, sealed: bytes | None, *, after: bytes = b"", at_mos
     if len(sealed) < _BODY_AT + 8:
         raise _damaged(address, "is truncated")
     body = memoryview(sealed)[_BODY_AT:-8]
-    digest = (_sha256 if header == _SHA256 else blake3)(address.encoded + after)
+    digest = digest_by(address.encoded + after)
     digest.update(body)
     if digest.digest() != sealed[_DIGEST_AT:_BODY_AT]:
         raise _damaged(address, "fails its digest, or belongs to another place")

@@ -211,26 +211,18 @@ class Group:
                 db.execute("rollback")
             raise
         store.crowded = len(works) >= _CROWD
-        self._lone = work.key if len(works) == 1 and type(work := works[0]) is Step else None
+        self._lone = work.key if len(works) == 1 and isinstance(work := works[0], Step) else None
         store.landed()
         return results
 
     def _run(self, works: Sequence[Callable[[], Any] | Step], *, alone: bool) -> list[Any]:
         store = self._transactions
-        steps = [work for work in works if type(work) is Step]
-        if not alone and steps and not store.write_steps(steps):
+        if alone:
+            return [store.write_step(work) if isinstance(work, Step) else work() for work in works]
+        steps = [work for work in works if isinstance(work, Step)]
+        if steps and not store.write_steps(steps):
             raise _FencedError
-        if not alone and len(steps) == len(works):
-            return [Won(step.version + 1, 0) for step in steps]
-        results = []
-        for work in works:
-            if type(work) is not Step:
-                results.append(cast("Callable[[], Any]", work)())
-            elif alone:
-                results.append(store.write_step(work))
-            else:
-                results.append(Won(work.version + 1, 0))
-        return results
+        return [Won(work.version + 1, 0) if isinstance(work, Step) else work() for work in works]
 
 
 def busy(error: BaseException) -> bool:

@@ -158,7 +158,7 @@ class SqliteStore(Store, Transactions):
             )
         self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
         self._cursor = self._db.cursor()
-        self._file, self._looks_at = identity(self._name), 0.0
+        self._file = identity(self._name)
         self._recent = Recent()  # another connection counts anew
         self._in_turn = {}
 
@@ -296,9 +296,11 @@ class SqliteStore(Store, Transactions):
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         for change in changes:
             check_change(change)
-        if len(changes) == 1 and type(change) is Step and (won := self._group.at_once(change)) is not None:
-            await turn()  # others have waited for as long as it took
-            return [won]
+        if len(changes) == 1 and isinstance(one := changes[0], Step):  # as nearly all
+            won = self._group.at_once(one)
+            if won is not None:
+                await turn()  # others have waited for as long as it took
+                return [won]
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
         ]
