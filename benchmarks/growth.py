@@ -99,7 +99,8 @@ def _multiply(path: Path, count: int) -> None:
             db.execute("insert into record select ?, data from record where instance = ?", (number, source))
             db.execute("insert into run (number, run, tenant, id) values (?, ?, 'default', ?)", (run_number, run, name))
             db.execute(
-                "insert into log (run, n, entry) select ?, n, entry from log where run = ?", (run_number, source_run)
+                "insert into log (run, n, last, entries) select ?, n, last, entries from log where run = ?",
+                (run_number, source_run),
             )
     db.close()
 

@@ -33,6 +33,7 @@ from wasman_host.store import (
     Stored,
 )
 from wasman_host.store.heads import decode_head, word
+from wasman_host.store.sqlite_log import packed, unpacked
 from wasman_host.streams import StreamTypes, identify_file
 from wasman_sdk.testing import Fault, FaultyStore, How, Point
 
@@ -357,14 +358,47 @@ class SqliteLab(DiskLab):
     def another(self) -> Store:
         return SqliteStore(self.path)
 
+    def _execute(self, sql: str, *parameters: object) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None, timeout=5)) as db:
+            return db.execute(sql, parameters).fetchall()
+
+    def _entry(self, n: int, id: str) -> Cell:
+        """One entry of the log, which a row of the log or of the instance holds together with others."""
+        [(run,)] = self._execute("select run_number from instance where id = ?", id)
+        insert = "insert into log (run, n, last, entries) values (?, ?, ?, ?)"
+
+        def rows() -> list[tuple[int | None, list[tuple[int, bytes]]]]:
+            found = self._execute(
+                "select number, entries from log where run = ? union all select null, fresh from instance "
+                "where run_number = ?",
+                run,
+                run,
+            )
+            return [(number, unpacked(data, id)) for number, data in found]
+
+        def write(data: bytes | None) -> None:
+            """Replace it, in a row of its own; None takes it away."""
+            for number, entries in rows():
+                left = [one for one in entries if one[0] != n]
+                if number is None:
+                    self._execute("update instance set fresh = ? where id = ?", bytes(packed(left)), id)
+                elif left != entries:
+                    self._execute("delete from log where number = ?", number)
+                    if left:
+                        self._execute(insert, run, left[0][0], left[-1][0], bytes(packed(left)))
+            if data is not None:
+                self._execute(insert, run, n, n, bytes(packed([(n, data)])))
+
+        return Cell(lambda: next(entry for _, held in rows() for at, entry in held if at == n), write)
+
     def cell(self, kind: str, id: str = "w") -> Cell:
+        if kind in {"first entry", "entry"}:
+            return self._entry(0 if kind == "first entry" else 2, id)
         run = f"(select run_number from instance where id = '{id}')"  # noqa: S608  the test's own id
         module = f"(select module from instance where id = '{id}')"  # noqa: S608
         table, column, where = {
             "record": ("record", "data", f"instance = (select number from instance where id = '{id}')"),  # noqa: S608
             "tail": ("instance", "tail", f"id = '{id}'"),
-            "first entry": ("log", "entry", f"run = {run} and n = 0"),
-            "entry": ("log", "entry", f"run = {run} and n = 2"),
             "snapshot": ("blob", "data", f"run = {run} and name like 'snapshot-%'"),
             "payload": ("blob", "data", f"run = {run} and name like 'payload-%'"),
             "image": ("image", "data", f"name like {module} || '%'"),
@@ -372,26 +406,24 @@ class SqliteLab(DiskLab):
             "mail": ("mail", "body", f"id = '{id}'"),
         }[kind]
 
-        def execute(sql: str, *parameters: object) -> list[Any]:
-            with contextlib.closing(sqlite3.connect(self.path, isolation_level=None, timeout=5)) as db:
-                return db.execute(sql, parameters).fetchall()
-
-        rows = [execute(f"select rowid, * from {table} where {where} limit 1")]  # noqa: S608
-        columns = [name for _, name, *_ in execute(f"pragma table_info({table})")]
+        rows = [self._execute(f"select rowid, * from {table} where {where} limit 1")]  # noqa: S608
+        columns = [name for _, name, *_ in self._execute(f"pragma table_info({table})")]
         [row] = rows[0]
 
         def read() -> bytes:
             return bytes(row[1 + columns.index(column)])
 
+        update = f"update {table} set {column} = ? where rowid = ? and {where} returning 1"  # noqa: S608
+
         def write(data: bytes | None) -> None:
             """Replace the value; None takes the whole row away, and what comes later brings it back."""
             if data is None:
-                execute(f"delete from {table} where rowid = ? and {where}", row[0])  # noqa: S608
-            elif not execute(f"update {table} set {column} = ? where rowid = ? and {where} returning 1", data, row[0]):  # noqa: S608
+                self._execute(f"delete from {table} where rowid = ? and {where}", row[0])  # noqa: S608
+            elif not self._execute(update, data, row[0]):
                 # Not under its old number, which may be another row's by now.
                 values = [data if name == column else value for name, value in zip(columns, row[1:], strict=True)]
                 values = [None if name == "number" else value for name, value in zip(columns, values, strict=True)]
-                execute(f"insert into {table} values ({', '.join('?' for _ in columns)})", *values)  # noqa: S608
+                self._execute(f"insert into {table} values ({', '.join('?' for _ in columns)})", *values)  # noqa: S608
 
         return Cell(read, write)
 

@@ -438,7 +438,7 @@ async def test_a_store_of_a_newer_schema(tmp_path: Path) -> None:
     with pytest.raises(StoreSchemaError) as raised:
         async with Client.connect(f"sqlite:///{path}"):
             pass
-    assert "has schema 99, and this wasman knows 2: a newer wasman has made it, so upgrade this one" in str(
+    assert "has schema 99, and this wasman knows 3: a newer wasman has made it, so upgrade this one" in str(
         raised.value
     )
 

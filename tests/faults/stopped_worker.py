@@ -3,9 +3,9 @@
     python -m tests.faults.stopped_worker STORE LEDGER PLACE
 
 PLACE is where it stops: `activity` (which has had its effect), `commit` (of that activity's answer, before the store
-hears of it), `committed` (of that answer, when it has taken effect), or `transaction` (inside of SQLite's, which holds
-the write lock). It leaves in order when its standard input ends. LEDGER gets a line of JSON for each effect, [pid, key,
-request].
+hears of it), `committed` (of that answer, when it has taken effect), `transaction` (inside of SQLite's, which holds the
+write lock), or `statement` (the same, where the transaction is one statement). It leaves in order when its standard
+input ends. LEDGER gets a line of JSON for each effect, [pid, key, request].
 """
 
 import json
@@ -26,6 +26,7 @@ from wasman_host.store import Change, Lost, SqliteStore, Step, Unread, Won
 __all__ = ["LEASE", "noting"]
 
 LEASE = 1.0  # seconds
+_INSTRUCTIONS = 1  # of SQLite's machine; it asks at jumps, and its first one is taken with the write lock in hand
 
 
 def noting(ledger: Path) -> ActivityDefinition:
@@ -40,9 +41,9 @@ def noting(ledger: Path) -> ActivityDefinition:
 
 
 class _Stopping(SqliteStore):
-    """Stops its process once it is told to, at one of two places."""
+    """Stops its process once it is told to, at one of four places."""
 
-    stops_before = stops_inside = stops_after = False
+    stops_before = stops_inside = stops_in_statement = stops_after = False
 
     async def commit(self, changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
         if self.stops_before:
@@ -53,6 +54,19 @@ class _Stopping(SqliteStore):
             self.stops_after = False
             os.kill(os.getpid(), signal.SIGSTOP)
         return outcomes
+
+    def write_alone(self, step: Step) -> bool:
+        if self.stops_inside:
+            return False
+        if self.stops_in_statement:
+            self.stops_in_statement = False
+            self._connection.set_progress_handler(self._stop, _INSTRUCTIONS)
+        return super().write_alone(step)
+
+    def _stop(self) -> int:
+        self._connection.set_progress_handler(None, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return 0
 
     def finish(self) -> None:
         super().finish()
@@ -72,6 +86,8 @@ async def _main(path: Path, ledger: Path, place: str) -> None:
             store.stops_after = True
         elif place == "transaction":
             store.stops_inside = True
+        elif place == "statement":
+            store.stops_in_statement = True
         else:
             os.kill(os.getpid(), signal.SIGSTOP)
         return call.request

@@ -195,9 +195,11 @@ async def test_a_worker_over_a_read_only_store_waits_and_says_why(
 
 # A process that stands still
 
+_LOCKED = {"transaction", "statement"}  # places where it holds the store's lock
+
 
 @pytest.mark.once
-@pytest.mark.parametrize("place", ["activity", "commit", "committed", "transaction"])
+@pytest.mark.parametrize("place", ["activity", "commit", "committed", "transaction", "statement"])
 async def test_a_worker_that_was_stopped_notices_and_does_no_harm(place: str, disk: SqliteLab, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     ledger.touch()
@@ -225,12 +227,12 @@ async def test_a_worker_that_was_stopped_notices_and_does_no_harm(place: str, di
             process.kill()
     assert code == 0, told
     assert "Traceback" not in told
-    if place != "transaction":
+    if place not in _LOCKED:
         assert "lost its lease" in told
     done = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [request for *_, request in done] == ["0", "1", "3", "4", "5", "6", "7"], "each is done once"
     assert len({key for _, key, _ in done}) == 7
-    if place != "transaction":
+    if place not in _LOCKED:
         assert {pid for pid, _, request in done if request > "2"} == {os.getpid()}, "the stopped one does nothing more"
 
 
@@ -242,7 +244,7 @@ async def _while_it_stands_still(place: str, disk: SqliteLab, process: "subproce
         asked.append(call.request)
         return call.request
 
-    if place == "transaction":
+    if place in _LOCKED:
         # It holds the lock: nobody can take anything over, and what it has begun is still its own.
         await anyio.sleep(2 * LEASE)
         other = SqliteStore(disk.path, busy_timeout=0.1)

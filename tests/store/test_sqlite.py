@@ -42,9 +42,11 @@ from wasman_host.store import (
     Won,
     group,
     open_store,
+    sqlite_file,
     statements,
 )
 from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
+from wasman_host.store.sqlite_log import unpacked
 from wasman_host.wake import Answer, call_soon
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -170,6 +172,84 @@ async def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute(f"pragma user_version = {SCHEMA + 1}")
     await fails_to_open(path, StoreSchemaError, "newer wasman has made it, so upgrade")
+
+
+def as_schema_2(path: Path) -> None:
+    """Make the store what the version before would have made it: an entry a row, none with the instance."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        rows = db.execute("select run, entries from log union all select run_number, fresh from instance").fetchall()
+        db.execute("drop table log")
+        db.execute("alter table instance drop column fresh")
+        db.execute(
+            "create table log (number integer primary key, run integer not null, n integer not null, "
+            "entry blob not null, unique (run, n)) strict"
+        )
+        entries = [(run, n, entry) for run, data in rows for n, entry in unpacked(data, run)]
+        db.executemany("insert into log (run, n, entry) values (?, ?, ?)", entries)
+        db.execute("pragma user_version = 2")
+
+
+async def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    async with opened(path) as store:
+        await store.commit([change(name, None, name) for name in ("a", "b")])
+        for version in range(1, 10):
+            await store.commit([one_step("a", "a", version)])
+            await store.commit([one_step("a", "a", version + 100)])  # it loses
+        before = await store.load(key("a")), await store.read("a")
+        assert len(before[1]) == 9
+    as_schema_2(path)
+    await fails_to_open(path, StoreSchemaError, "brought up to that when it is opened to be written to", read_only=True)
+    stores = [SqliteStore(path) for _ in range(5)]
+    async with anyio.create_task_group() as tasks:
+        for one in stores:
+            tasks.start_soon(one.open)
+    for one in stores:
+        assert (await one.load(key("a")), await one.read("a")) == before
+    for version in range(10, 20):
+        assert await stores[version % 3].commit([one_step("a", "a", version)]) == [Won(version + 1, 0)]
+    assert [n for n, _ in await stores[4].read("a")] == list(range(1, 20))
+    for one in stores:
+        await one.close()
+
+
+async def test_a_failing_migration_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = database(tmp_path)
+    async with opened(path) as store:
+        await store.commit([change("a", None, "a", entries=[(0, b"0"), (1, b"1")])])
+    as_schema_2(path)
+
+    def fails(_: object) -> bytes:
+        raise OSError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_file, "packed", fails)
+        store = SqliteStore(path)
+        with pytest.raises(sqlite3.OperationalError):
+            await store.open()
+        await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("pragma user_version").fetchone() == (2,)
+        assert db.execute("select n, entry from log").fetchall() == [(0, b"0"), (1, b"1")]
+    async with opened(path) as store:
+        assert await store.read("a") == [(0, b"0"), (1, b"1")]
+
+
+async def test_a_store_that_is_opened_again_knows_nothing_of_the_file_before(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    store = SqliteStore(path)
+    for name in ("a", "b"):  # each is the first one in its file
+        await store.open()
+        await store.commit([change(name, None, name)])
+        for version in (1, 2, 3):
+            assert await store.commit([one_step(name, name, version)]) == [Won(version + 1, 0)]
+        if name == "b":
+            assert await store.commit([one_step("a", "a", 4)]) == [Lost(None)]
+            assert [n for n, _ in await store.read("b")] == [1, 2, 3]
+        await store.close()
+        for file in files_in(tmp_path):
+            if file.is_file():
+                file.unlink()
 
 
 async def test_where_there_is_no_folder(tmp_path: Path) -> None:
@@ -344,7 +424,10 @@ async def test_no_claim_reads_the_whole_table(tmp_path: Path) -> None:
         statements.FORGET: (1,),
         statements.STATES: ("[]",),
         statements.REMAINS: ("t", "i", "t", "i"),
-        statements.READ: ("r", 0, 1),
+        statements.READ: ("r", 0, 1, "r"),
+        statements.IN_ROW: (1, 1, 1),
+        statements.ACROSS: (1, 1, 1),
+        statements.CUT_ENTRIES: (1, 1, 1),
         statements.LOAD: ("t", "i"),
         statements.MAIL: ("t", "i"),
     }
@@ -499,14 +582,15 @@ def one_step(name: str, run: str, version: int) -> Step:
 
 
 class Commits:
-    """How often a store has committed."""
+    """How often a store has committed: by that statement, or by one that is a transaction of its own."""
 
     def __init__(self, store: SqliteStore) -> None:
         self.count = 0
-        store._connection.set_trace_callback(self._heard)
+        self._db = store._connection
+        self._db.set_trace_callback(self._heard)
 
     def _heard(self, statement: str) -> None:
-        self.count += statement == "commit"
+        self.count += statement == "commit" or (statement.startswith("update") and not self._db.in_transaction)
 
 
 async def test_who_goes_on_alone_waits_for_no_turn_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,7 +691,7 @@ async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_proc
 
 
 class Torn:
-    """A cursor whose next COMMIT fails: after it is on disk, or before."""
+    """A cursor whose next commit fails, which a statement outside of a transaction is too: when on disk, or before."""
 
     def __init__(self, db: sqlite3.Cursor, *, landed: bool) -> None:
         self.db = db
@@ -615,9 +699,13 @@ class Torn:
         self.torn = 0
 
     def execute(self, query: str, *parameters: Any) -> Any:
-        if query == "commit" and not self.torn:
+        alone = query.startswith("update") and not self.db.connection.in_transaction
+        if (query == "commit" or alone) and not self.torn:
             self.torn += 1
-            self.db.execute("commit" if self.landed else "rollback")
+            if self.landed:
+                self.db.execute(query, *parameters)
+            elif not alone:
+                self.db.execute("rollback")
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR
             raise error
@@ -659,8 +747,10 @@ async def test_an_unknown_outcome_is_resolved_by_the_nonce(tmp_path: Path, *, la
         assert await tear(lambda: store.beat("w", 10, {})) is not None
         assert await store.beat("w", 10, {}) is not None
         assert await store.commit([one_step("a", "r", 2)]) == [Won(3, 0)]
-        assert await tear(lambda: store.commit([one_step("a", "r", 3)])) == [Won(4, 0)]  # it goes on alone
-        assert dict(await store.read("r")) == {0: b"0", 2: b"entry 2", 3: b"entry 3"}
+        for version in (3, 4):  # it goes on alone
+            assert await tear(partial(store.commit, [one_step("a", "r", version)])) == [Won(version + 1, 0)]
+        assert await store.commit([one_step("a", "r", 5)]) == [Won(6, 0)]
+        assert dict(await store.read("r")) == {0: b"0", **{n: b"entry %d" % n for n in range(2, 6)}}
         due, dead = columns(queue="q", wake=START), columns(queue="q", owner="dead")
         await store.commit([change("due", None, columns=due), change("dead", None, columns=dead)])
         claims = await tear(lambda: store.claim("w", ["q"], 2))

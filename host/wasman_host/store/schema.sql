@@ -1,6 +1,7 @@
--- Schema 2 of a wasman store. It is cut at its semicolons, so no comment has one. `pragma user_version` holds the number,
+-- Schema 3 of a wasman store. It is cut at its semicolons, so no comment has one. `pragma user_version` holds the number,
 -- `pragma application_id` says whose file it is.
--- A changed table gets a new number, and a migration beside this file. This text is what a new store is made of.
+-- A changed table gets a new number, and a migration beside this file, as schema_2.sql is for stores of schema 2. This text
+-- is what a new store is made of.
 -- All times are nanoseconds since 1970. Everything in a blob column is sealed by wasman_host.seal.
 
 -- Each instance, as far as it is searched by or changes at every step. A rowid table of short rows: instances that were
@@ -28,6 +29,7 @@ create table instance (
     closed     integer,
     attributes text    not null,
     tail       blob    not null,
+    fresh      blob    not null default x'', -- what the log has not got yet of a run that goes on alone
     unique (tenant, id)
 ) strict;
 
@@ -65,13 +67,15 @@ create table run (
 ) strict;
 create index run_instance on run (tenant, id);
 
--- A rowid table, so that what a group appends goes to the end, however large the entries are.
+-- Entries n to last of a run, in the form of wasman_host.store.sqlite_log: one where runs take their steps together, several
+-- where one goes on alone. A rowid table, so that what a group appends goes to the end, however large the entries are.
 create table log (
-    number integer primary key,
-    run    integer not null,
-    n      integer not null,
-    entry  blob    not null,
-    unique (run, n)
+    number  integer primary key,
+    run     integer not null,
+    n       integer not null,
+    last    integer not null,
+    entries blob    not null,
+    unique (run, last)
 ) strict;
 
 create table blob (

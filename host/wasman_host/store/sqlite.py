@@ -3,9 +3,8 @@
 Writing. Every write is an operation that reads and writes inside an open transaction, or a step, and all of one turn of
 the event loop share a transaction on the loop's own thread, which is one fsync for the lot
 (`wasman_host.store.group`; a writer thread was measured at half the speed: it pays two hand-overs of the GIL a commit).
-The step of an instance that goes on alone is written at once, without a turn.
-All steps of a group are one
-statement, and so are all log entries.
+All steps of a group are one statement, and so are all log entries. The step of an instance that goes on alone is
+written at once, without a turn, and is one statement with its log entry (`wasman_host.store.sqlite_log`).
 
 Reading. An instance that this process has just written or read is not read again as long as no other process has
 committed anything since, which `pragma data_version` says at a third of the price of its rows
@@ -69,6 +68,7 @@ from wasman_host.store.rules import (
     verdict,
 )
 from wasman_host.store.sqlite_file import connected, explained, identity
+from wasman_host.store.sqlite_log import Log, entries_of, unpacked
 from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
 from wasman_host.wake import call_soon, keeps_order, turn
@@ -122,7 +122,7 @@ class SqliteStore(Store, Transactions):
         self._looks_at = 0.0  # whether it is still there; by the monotonic clock
         self._group = Group(self)
         self._rows: dict[Key, tuple[int, int]] = {}  # number of the instance's row, and of its run's
-        self._entries: list[tuple[int, int, bytes | bytearray]] = []
+        self._log = Log()
         self._touched: list[Key] = []
         self._claimable = False
         self._recent = Recent()
@@ -159,8 +159,9 @@ class SqliteStore(Store, Transactions):
         self._db = await self._patiently(lambda: connected(self.path, read_only=self._read_only))
         self._cursor = self._db.cursor()
         self._file = identity(self._name)
-        self._recent = Recent()  # another connection counts anew
-        self._in_turn = {}
+        # Another connection counts anew, and another file may have taken the place of the one before.
+        self._recent, self._log = Recent(), Log()
+        self._rows, self._in_turn = {}, {}
 
     @override
     async def close(self) -> None:
@@ -216,6 +217,8 @@ class SqliteStore(Store, Transactions):
 
     @override
     def write_steps(self, steps: Sequence[Step]) -> bool:
+        if len(steps) == 1:
+            return self._write_lone(steps[0])
         rows = []
         for step in steps:
             known = self._rows.get(step.key)
@@ -223,13 +226,43 @@ class SqliteStore(Store, Transactions):
                 return False  # each is then looked up
             number, run = known
             self._recent.forget(step.key)
-            # sqlite3 looks for somebody who adapts bytes, at the price of their row, and takes a bytearray as it is.
             rows.append((step.nonce, bytearray(step.tail), number, run, step.version))
-            for n, entry in step.entries:
-                self._entries.append((run, n, bytearray(entry)))
+            self._log.append(run, step.entries)
+            self._log.row_kept(run, step)
             if step.blobs:
                 self._add_blobs(step, run)
         return self._cursor.executemany(sql.STEP, rows).rowcount == len(rows)
+
+    @override
+    def write_alone(self, step: Step) -> bool:
+        number, run = self._rows.get(step.key, (0, 0))
+        data = None if step.blobs else self._log.with_step(run, step)
+        if data is None:
+            return False
+        self._check_file()
+        return self._write_row(step, number, run, data)
+
+    def _write_lone(self, step: Step) -> bool:
+        """Inside a transaction: write a step that is alone in it."""
+        known = self._rows.get(step.key)
+        if known is None:
+            return False
+        number, run = known
+        data = self._log.make_room(self._cursor, number, run, step)
+        if data is None:
+            return False
+        if step.blobs:
+            self._add_blobs(step, run)
+        return self._write_row(step, number, run, data)
+
+    def _write_row(self, step: Step, number: int, run: int, data: bytearray) -> bool:
+        """Write the row of a step with `data` of its log; False where the step is fenced off."""
+        self._recent.forget(step.key)
+        row = (step.nonce, bytearray(step.tail), data, number, run, step.version)
+        if not self._cursor.execute(sql.LONE_STEP, row).rowcount:
+            return False
+        self._log.row_written(run, step, data)
+        return True
 
     @override
     def write_step(self, step: Step) -> Won | Lost:
@@ -244,7 +277,7 @@ class SqliteStore(Store, Transactions):
 
     @override
     def finish(self) -> None:
-        self._write_entries()
+        self._log.write(self._cursor)
 
     @override
     def landed(self) -> None:
@@ -260,7 +293,7 @@ class SqliteStore(Store, Transactions):
     @override
     def undone(self) -> None:
         self._recent.undone()
-        self._entries.clear()
+        self._log.undone()
         self._touched.clear()
         self._claimable = False
 
@@ -280,15 +313,6 @@ class SqliteStore(Store, Transactions):
                 f"the store {self.path} was deleted, moved or replaced while it was open: put it back and start again"
             )
         self._looks_at = now + _LOOK
-
-    def _write_entries(self) -> None:
-        if self._entries:
-            entries = self._entries.copy()
-            self._entries.clear()
-            try:
-                self._cursor.executemany(sql.ADD_ENTRY, entries)
-            except sqlite3.IntegrityError as error:
-                raise CorruptSnapshotError("the log of a run holds entries that are still to come") from error
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -370,7 +394,8 @@ class SqliteStore(Store, Transactions):
             number = db.execute(sql.CREATE, (key.tenant, key.id, change.run, run, *head, *searched)).lastrowid
             db.execute(sql.ADD_RECORD, (number, bytearray(record)))
         else:
-            number, was_number, was_run, version, _, mail, *was = row
+            number, was_number, was_run, version, _, mail, *was, fresh = row
+            self._log.append(was_number, unpacked(fresh, key))
             before = was[-1]
             if change.run != was_run:
                 was_stored = stored_of(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
@@ -409,8 +434,11 @@ class SqliteStore(Store, Transactions):
         number, run = known
         *searched, attributes = searched_of(columns)
         head = (change.nonce, bytearray(change.tail), columns.takeovers, columns.size)
-        if not self._connection.execute(sql.END, (*head, *searched, number, *expected, attributes)).rowcount:
+        fresh = self._log.in_row(run, expected[1])
+        if not self._connection.execute(sql.END, (*head, *searched, number, *expected, attributes, fresh)).rowcount:
             return None
+        self._log.append(run, unpacked(fresh, key))
+        self._log.ended(run)
         self._connection.execute(sql.REWRITE_RECORD, (bytearray(record), number))
         self._moved(key, claimable=False)
         self._is_read_soon(change, record, columns, expected[1] + 1, 0)
@@ -434,10 +462,8 @@ class SqliteStore(Store, Transactions):
         for name in change.drops:
             db.execute(sql.DROP_BLOB, (run, name))
         if change.cuts:
-            self._write_entries()  # what members before this one have appended may be cut as well
-            db.execute(sql.CUT_ENTRIES, (run, change.cuts.start, change.cuts.stop))
-        for n, entry in change.entries:
-            self._entries.append((run, n, entry))
+            self._log.cut(self._cursor, key, run, change.cuts)
+        self._log.append(run, change.entries)
 
     def _add_blobs(self, change: Change | Step, run: int) -> None:
         try:
@@ -460,8 +486,8 @@ class SqliteStore(Store, Transactions):
             self._connection.executemany(sql.DROP_ATTRIBUTE, rows)
 
     def _delete(self, key: Key, row: tuple[Any, ...]) -> Won:
-        self._write_entries()  # what members before this one have appended goes as well
-        self._drop_attributes(key, row[-1])
+        self._log.write(self._cursor)  # what members before this one have appended goes as well
+        self._drop_attributes(key, row[-2])
         for statement in sql.DELETE:
             self._connection.execute(statement, (key.tenant, key.id))
         self._rows.pop(key, None)
@@ -538,8 +564,8 @@ class SqliteStore(Store, Transactions):
 
     @override
     async def read(self, run: str, start: int = 0, stop: int | None = None) -> list[tuple[int, bytes]]:
-        bounds = (run, start, 2**63 - 1 if stop is None else stop)
-        return await self._patiently(lambda: self._connection.execute(sql.READ, bounds).fetchall())
+        end = 2**63 - 1 if stop is None else stop
+        return await self._patiently(lambda: entries_of(self._connection, run, start, end))
 
     @override
     async def blob(self, run: str, name: str) -> bytes | None:

@@ -15,14 +15,17 @@ from wasman_host.errors import (
     StoreUnavailableError,
 )
 from wasman_host.store.group import busy
+from wasman_host.store.sqlite_log import packed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["APPLICATION_ID", "SCHEMA", "connected", "explained", "identity"]
 
 APPLICATION_ID = 0x77736D6E  # "wsmn"
-SCHEMA = 2
+SCHEMA = 3
+_BEFORE = 2
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "is full: free some space on its disk",
@@ -66,24 +69,29 @@ def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> None:
     def empty() -> bool:
         return pragma("application_id") == 0 and not db.execute("select 1 from sqlite_schema limit 1").fetchall()
 
-    if empty() and not read_only:
-        # First the write lock, then a second look: another process may be making the same store.
-        db.execute("begin immediate")
-        try:
-            if empty():
-                for statement in resources.files(__package__).joinpath("schema.sql").read_text("utf-8").split(";"):
-                    db.execute(statement)
-                db.execute(f"pragma application_id = {APPLICATION_ID}")
-                db.execute(f"pragma user_version = {SCHEMA}")
-            db.execute("commit")
-        finally:
-            if db.in_transaction:
-                db.execute("rollback")
+    def make() -> None:
+        _run(db, "schema.sql")
+        db.execute(f"pragma application_id = {APPLICATION_ID}")
+        db.execute(f"pragma user_version = {SCHEMA}")
+
+    def is_of_before() -> bool:
+        return pragma("application_id") == APPLICATION_ID and pragma("user_version") == _BEFORE
+
+    def migrate() -> None:
+        db.create_function("packed", 2, lambda n, entry: packed([(n, entry)]))
+        _run(db, f"schema_{_BEFORE}.sql")
+        db.execute(f"pragma user_version = {SCHEMA}")
+
+    if not read_only:
+        _change(db, empty, make)
+        _change(db, is_of_before, migrate)
     if pragma("application_id") != APPLICATION_ID:
         raise StoreSchemaError(f"{path} is the file of another program: give the store a file of its own")
     if (schema := int(pragma("user_version"))) != SCHEMA:
         advice = "a newer wasman has made it, so upgrade this one"
-        if schema < SCHEMA:
+        if schema == _BEFORE:
+            advice = "it is brought up to that when it is opened to be written to, by a worker for example"
+        elif schema < _BEFORE:
             advice = "wasman had no release then, and none reads it; start with a new file"
         raise StoreSchemaError(f"the store {path} has schema {schema}, and this wasman knows {SCHEMA}: {advice}")
     if (mode := pragma("journal_mode" if read_only else "journal_mode = wal")) != "wal":
@@ -94,6 +102,27 @@ def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> None:
     # On macOS an fsync without these does not reach the disk; elsewhere they mean nothing.
     db.execute("pragma fullfsync = on")
     db.execute("pragma checkpoint_fullfsync = on")
+
+
+def _change(db: sqlite3.Connection, wanted: Callable[[], bool], change: Callable[[], None]) -> None:
+    """Change the file where that is wanted, all of it or nothing."""
+    if not wanted():
+        return
+    # First the write lock, then a second look: another process may be doing the same.
+    db.execute("begin immediate")
+    try:
+        if wanted():
+            change()
+        db.execute("commit")
+    finally:
+        if db.in_transaction:
+            db.execute("rollback")
+
+
+def _run(db: sqlite3.Connection, name: str) -> None:
+    """Inside a transaction, which `executescript` would end."""
+    for statement in resources.files(__package__).joinpath(name).read_text("utf-8").split(";"):
+        db.execute(statement)
 
 
 def identity(name: str) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ COLUMNS = """tenant, id, run, version, nonce, mail, status, workflow, module, qu
 INSTANCE = "instance left join record on record.instance = instance.number"
 
 FENCE = """select number, run_number, run, version, nonce, mail, status, workflow, module, queue, owner, wake, expires,
-    parent, created, closed, attributes from instance where tenant = ? and id = ?"""
+    parent, created, closed, attributes, fresh from instance where tenant = ? and id = ?"""
 
 REMAINS = """select exists (select 1 from run where tenant = ? and id = ?)
     or exists (select 1 from mail where tenant = ? and id = ?)"""
@@ -30,21 +30,31 @@ REWRITE_RECORD = "update record set data = ? where instance = ?"
 # The step of a running instance touches no index and no page but the row's own, and the row is short.
 STEP = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = 0
     where number = ? and run_number = ? and version = ?"""
-REWRITE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?
+LONE_STEP = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = 0, fresh = ?
+    where number = ? and run_number = ? and version = ?"""
+IN_ROW = """select fresh, coalesce((select max(last) from log where run = run_number), -1)
+    from instance where number = ? and run_number = ? and version = ?"""
+REWRITE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, fresh = x''
     where number = ? and run = ? and version = ?"""
 
 MOVE = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, run = ?,
     run_number = ?, mail = mail - ?, status = ?, workflow = ?, module = ?, queue = ?, owner = ?, wake = ?,
-    expires = ?, parent = ?, created = ?, closed = ?, attributes = ? where number = ? and run = ? and version = ?"""
+    expires = ?, parent = ?, created = ?, closed = ?, attributes = ?, fresh = x''
+    where number = ? and run = ? and version = ?"""
 
-# The end of a run, where nothing need be looked up: it is not written if there is mail, or another attribute.
+# The end of a run, where nothing need be looked up: it is not written if there is mail, another attribute, or anything
+# else in its row than is known.
 END = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = ?, size = ?, status = ?,
-    workflow = ?, module = ?, queue = ?, owner = ?, wake = ?, expires = ?, parent = ?, created = ?, closed = ?
-    where number = ? and run = ? and version = ? and mail = 0 and attributes = ?"""
+    workflow = ?, module = ?, queue = ?, owner = ?, wake = ?, expires = ?, parent = ?, created = ?, closed = ?,
+    fresh = x'' where number = ? and run = ? and version = ? and mail = 0 and attributes = ? and fresh = ?"""
 
 ADD_RUN = "insert into run (run, tenant, id) values (?, ?, ?)"
-ADD_ENTRY = "insert into log (run, n, entry) values (?, ?, ?)"
-CUT_ENTRIES = "delete from log where run = ? and n >= ? and n < ?"
+ADD_ENTRIES = "insert into log (run, n, last, entries) values (?, ?, ?, ?)"
+CUT_ENTRIES = "delete from log where run = ? and last >= ? and last < ?"
+# The row that holds entries on both sides of a number, if one does.
+ACROSS = """select number, entries from log where number = (
+    select number from log where run = ? and last >= ? order by last limit 1) and n < ?"""
+DROP_ENTRIES = "delete from log where number = ?"
 DROP_BLOB = "delete from blob where run = ? and name = ?"
 ADD_BLOB = "insert into blob (run, name, data) values (?, ?, ?)"
 ADD_ATTRIBUTE = "insert into attribute (tenant, name, value, id) values (?, ?, ?, ?)"
@@ -60,8 +70,12 @@ DELETE = (
 )
 
 LOAD = f"select {COLUMNS} from {INSTANCE} where tenant = ? and id = ?"  # noqa: S608  constants
-READ = """select n, entry from log where run = (select number from run where run = ?) and n >= ? and n < ?
-    order by n"""
+# What the log holds, and what the instance's own row does. One statement: between two, entries could go from there to
+# the log.
+READ = """select entries from log where run = (select number from run where run = ?) and last >= ? and n < ?
+    union all
+    select fresh from run join instance using (tenant, id) where run.run = ? and run_number = run.number
+        and fresh <> x''"""
 FORMER = """select data from blob where name = ? and run = (
     select number from run where run = ? and tenant = ? and id = ?)"""
 BLOB = "select data from blob where run = (select number from run where run = ?) and name = ?"
