@@ -687,6 +687,40 @@ async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_proc
         await store.commit([one_step("a", "r", 4)])
 
 
+# -- without assertions ----------------------------------------------------------------------------
+
+WITHOUT_ASSERTIONS = """
+import asyncio, sys
+from pathlib import Path
+from tests.store.settings import change, columns, key, message
+from tests.store.test_sqlite import one_step
+from wasman_host.store import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.open()
+    await store.beat("w", 60, {})
+    await store.commit([change("a", None, "a", columns=columns(queue="q", wake=1))])
+    await store.send(message("a", "m"))
+    [claim] = await store.claim("w", ["q"], 1)
+    await store.commit([change("a", ("a", 2), consumes=["m"])])
+    store._rows.clear()  # as in a process that has not written it: the step is looked up
+    await store.commit([one_step("a", "a", 3)])
+    found = await store.load(key("a"))
+    print(claim.stored.columns.owner, found.version, found.mail, await store.mail(key("a")), await store.read("a"))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.once
+def test_what_is_asserted_is_done_without_assertions(tmp_path: Path) -> None:
+    line = [sys.executable, "-O", "-c", WITHOUT_ASSERTIONS, str(database(tmp_path))]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "w 4 0 [] [(3, b'entry 3')]\n", done.stderr
+
+
 # -- unknown outcomes ------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 -- `pragma application_id` says whose file it is.
 -- A changed table gets a new number, and a migration beside this file, as schema_2.sql is for stores of schema 2. This text
 -- is what a new store is made of.
--- All times are nanoseconds since 1970. Everything in a blob column is sealed by wasman_host.seal.
+-- All times are nanoseconds since 1970. Everything in a blob column is sealed by wasman_host.seal,
+-- each log entry by itself.
 
 -- Each instance, as far as it is searched by or changes at every step. A rowid table of short rows: instances that were
 -- started together lie together, so that a group commit writes few pages, and a step touches none of the indexes.

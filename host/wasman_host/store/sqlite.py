@@ -68,7 +68,7 @@ from wasman_host.store.rules import (
     verdict,
 )
 from wasman_host.store.sqlite_file import connected, explained, identity
-from wasman_host.store.sqlite_log import Log, entries_of, unpacked
+from wasman_host.store.sqlite_log import Log, entries_of
 from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
 from wasman_host.wake import call_soon, keeps_order, turn
@@ -272,7 +272,8 @@ class SqliteStore(Store, Transactions):
         if decided is not None:
             return decided
         self._know(key, row[0], row[1])
-        assert self.write_steps([step])  # the row was read inside this transaction
+        written = self.write_steps([step])  # not in the assertion: `python -O` leaves those out
+        assert written  # the row was read inside this transaction
         return Won(step.version + 1, 0)
 
     @override
@@ -395,7 +396,7 @@ class SqliteStore(Store, Transactions):
             db.execute(sql.ADD_RECORD, (number, bytearray(record)))
         else:
             number, was_number, was_run, version, _, mail, *was, fresh = row
-            self._log.append(was_number, unpacked(fresh, key))
+            self._log.take_over(was_number, fresh, key)
             before = was[-1]
             if change.run != was_run:
                 was_stored = stored_of(db.execute(sql.LOAD, (key.tenant, key.id)).fetchone())
@@ -437,8 +438,7 @@ class SqliteStore(Store, Transactions):
         fresh = self._log.in_row(run, expected[1])
         if not self._connection.execute(sql.END, (*head, *searched, number, *expected, attributes, fresh)).rowcount:
             return None
-        self._log.append(run, unpacked(fresh, key))
-        self._log.ended(run)
+        self._log.take_over(run, fresh, key)
         self._connection.execute(sql.REWRITE_RECORD, (bytearray(record), number))
         self._moved(key, claimable=False)
         self._is_read_soon(change, record, columns, expected[1] + 1, 0)
@@ -456,7 +456,8 @@ class SqliteStore(Store, Transactions):
         if change.consumes:
             now = self.now()
             for message in change.consumes:
-                assert db.execute(sql.CONSUME, (now, key.tenant, key.id, message)).rowcount == 1
+                consumed = db.execute(sql.CONSUME, (now, key.tenant, key.id, message)).rowcount
+                assert consumed == 1  # by the verdict
         if change.blobs:
             self._add_blobs(change, run)
         for name in change.drops:
@@ -487,7 +488,8 @@ class SqliteStore(Store, Transactions):
 
     def _delete(self, key: Key, row: tuple[Any, ...]) -> Won:
         self._log.write(self._cursor)  # what members before this one have appended goes as well
-        self._drop_attributes(key, row[-2])
+        *_, attributes, _ = row
+        self._drop_attributes(key, attributes)
         for statement in sql.DELETE:
             self._connection.execute(statement, (key.tenant, key.id))
         self._rows.pop(key, None)
@@ -683,7 +685,8 @@ class SqliteStore(Store, Transactions):
                 self._remove(stored.columns.owner)
             change = (takeover if dead else plain, worker, int(dead), number, stored.version)
             self._recent.forget(stored.key)
-            assert db.execute(sql.CLAIM, change).rowcount == 1  # the row was read inside this transaction
+            claimed = db.execute(sql.CLAIM, change).rowcount
+            assert claimed == 1  # the row was read inside this transaction
             row = db.execute(sql.LOAD, (stored.key.tenant, stored.key.id)).fetchone()
             claims.append(Claim(stored_of(row), dead))
         return claims

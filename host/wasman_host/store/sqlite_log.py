@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST", "Log", "entries_of", "packed", "unpacked"]
 
 MOST = 3072  # bytes of entries in an instance's row, which lies on one page of 4096 as a whole
-_RUNS = 256
+_RUNS = 256  # whose rows are kept in mind: those that were written last
 _HEAD = struct.Struct("<QI")  # an entry's number, and its size in bytes
 _NOBODY_KNOWS = -1
 
@@ -80,11 +80,16 @@ class Log:
         if entries:
             self._appended.append((run, entries[0][0], entries[-1][0], packed(entries)))
 
+    def take_over(self, run: int, data: bytes | bytearray, key: Key) -> None:
+        """Have what the row of the instance has held be a row of the run's log."""
+        if data:
+            entries = unpacked(data, key)
+            self._appended.append((run, entries[0][0], entries[-1][0], bytearray(data)))
+
     def write(self, cursor: sqlite3.Cursor) -> None:
         """Write what was appended. Raises `CorruptSnapshotError` where a log goes on behind it."""
         if self._appended:
-            rows = self._appended.copy()
-            self._appended.clear()
+            rows, self._appended = self._appended, []
             try:
                 cursor.executemany(sql.ADD_ENTRIES, rows)
             except sqlite3.IntegrityError as error:
@@ -137,7 +142,7 @@ class Log:
             before = self._followed(run, step, *row)
         after = before + packed(step.entries)
         if len(after) > MOST:
-            self.append(run, unpacked(before, step.key))
+            self.take_over(run, before, step.key)
             after = after[len(before) :]
         if len(after) > MOST:
             self.append(run, step.entries)
@@ -174,10 +179,6 @@ class Log:
         known = self._known.get(run)
         if known is not None and known[0] == step.version:
             self._known[run] = (step.version + 1, known[1], _NOBODY_KNOWS)
-
-    def ended(self, run: int) -> None:
-        """The run takes no more steps."""
-        self._known.pop(run, None)
 
 
 def _still_to_come(of: object) -> CorruptSnapshotError:

@@ -30,6 +30,7 @@ REWRITE_RECORD = "update record set data = ? where instance = ?"
 # The step of a running instance touches no index and no page but the row's own, and the row is short.
 STEP = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = 0
     where number = ? and run_number = ? and version = ?"""
+# The same of one that is alone, with its log entries in the row; and what they have to follow.
 LONE_STEP = """update instance set version = version + 1, nonce = ?, tail = ?, takeovers = 0, fresh = ?
     where number = ? and run_number = ? and version = ?"""
 IN_ROW = """select fresh, coalesce((select max(last) from log where run = run_number), -1)
