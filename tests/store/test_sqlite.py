@@ -8,12 +8,14 @@ import random
 import resource
 import secrets
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import types
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,12 +44,13 @@ from wasman_host.store import (
     Won,
     group,
     open_store,
+    sqlite,
     sqlite_file,
     statements,
 )
 from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
 from wasman_host.store.sqlite_log import unpacked
-from wasman_host.wake import Answer, call_soon
+from wasman_host.wake import Answer, call_soon, turn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -342,12 +345,12 @@ async def test_a_disk_that_takes_no_more_at_the_commit_itself(tmp_path: Path) ->
         assert await store.read("r") == [(0, b"0")]
 
 
-async def test_a_deleted_or_replaced_file_is_noticed(tmp_path: Path) -> None:
+async def test_a_deleted_or_replaced_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_LOOK", 0.0)  # else it is looked for 50 times a second
     path = database(tmp_path)
     async with opened(path) as store:
         await store.commit([change("a", None, "r")])
         path.rename(tmp_path / "moved.db")
-        await anyio.sleep(0.01)  # it is looked for every few milliseconds
         with pytest.raises(StoreUnavailableError, match="deleted, moved or replaced"):
             await store.commit([change("a", ("r", 1))])
         path.write_bytes(b"")
@@ -660,6 +663,40 @@ async def test_one_that_goes_on_alone_lets_others_go_on(tmp_path: Path) -> None:
                 await store.commit([one_step("a", "r", version)])
             assert turns >= 10
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # with trio it is not known who waits, and all turns are taken
+async def test_one_that_goes_on_alone_takes_no_turn_that_nobody_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+
+    @types.coroutine
+    def counted() -> Generator[Any, Any, None]:
+        nonlocal turns
+        turns += 1
+        yield from turn()
+
+    monkeypatch.setattr(sqlite, "turn", counted)
+    async with opened(database(tmp_path)) as store:
+        await store.commit([change("a", None, "r")])
+        await store.commit([one_step("a", "r", 1)])
+        for version in range(2, 12):
+            await store.commit([one_step("a", "r", version)])
+        assert turns <= 1, "nobody else is there; what the start has left to be done may be done in one of them"
+        # Whoever waits for a file has a turn after the commit in which it becomes ready.
+        near, far = socket.socketpair()
+        served = []
+        with near, far:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(near, lambda: served.append(near.recv(1)))
+            for version in range(12, 22):
+                far.send(b"%d" % (version % 10))
+                await store.commit([one_step("a", "r", version)])
+                assert len(served) >= version - 12, "the turn in which the loop sees it, and the next"
+            await turn()
+            loop.remove_reader(near)
+        assert b"".join(served) == b"2345678901"
 
 
 async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_process(tmp_path: Path) -> None:

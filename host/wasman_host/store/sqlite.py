@@ -71,7 +71,7 @@ from wasman_host.store.sqlite_file import connected, explained, identity
 from wasman_host.store.sqlite_log import Log, entries_of
 from wasman_host.store.sqlite_rows import count_rows, page_rows, searched_of, shown, stored_of
 from wasman_host.store.watchers import Visible, Watchers
-from wasman_host.wake import call_soon, keeps_order, turn
+from wasman_host.wake import call_soon, keeps_order, others_wait, turn
 
 if TYPE_CHECKING:
     import os
@@ -86,7 +86,7 @@ T = TypeVar("T")
 
 _ROWS = 100_000  # instances whose row numbers are kept in mind
 _48_BITS = (1 << 48) - 1
-_LOOK = 0.005  # seconds for which the file is taken to be where it was seen
+_LOOK = 0.02  # seconds for which the file is taken to be where it was seen
 _TURN = 0.01  # between two looks for foreign commits; twice that after a second without any
 
 
@@ -324,7 +324,8 @@ class SqliteStore(Store, Transactions):
         if len(changes) == 1 and isinstance(one := changes[0], Step):  # as nearly all
             won = self._group.at_once(one)
             if won is not None:
-                await turn()  # others have waited for as long as it took
+                if others_wait():  # and have, for as long as it took
+                    await turn()
                 return [won]
         answers: list[Answer[Any]] = [
             self._write(change if isinstance(change, Step) else partial(self._apply, change)) for change in changes
