@@ -1,6 +1,7 @@
 """ABI v0 whole, as a guest sees it."""
 
 import json
+import time
 from pathlib import Path
 
 import anyio
@@ -11,7 +12,8 @@ from tests.lab import Ledger, MemoryLab, answers, sink, source
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import BlockedError, GuestLimitError, GuestTimeoutError, InvalidArgumentError
 from wasman_host.guest import capi
-from wasman_host.guest.engine import engine
+from wasman_host.guest.engine import engine, ticker
+from wasman_host.guest.live import Ended, Exceeded, Guest, Parked, Trapped, Yielded
 from wasman_host.guest.module import compile_module
 from wasman_host.record import Limits, StreamSpec
 from wasman_host.store import Status
@@ -286,6 +288,27 @@ async def test_a_tick_while_a_module_is_instantiated_means_nothing(
       (func (export "run") (result i32) (global.get $g))""")
     await lab.start(module)
     assert await lab.complete() == 7
+
+
+async def test_ticks_while_a_guest_waits_are_not_its_own(lab: MemoryLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest may run for two ticks from where it is answered. It would yield at once where those before it counted."""
+    outcomes: list[object] = []
+    resume = Guest.resume
+
+    def noted(guest: Guest) -> Parked | Yielded | Ended | Trapped | Exceeded:
+        outcomes.append(resume(guest))
+        return outcomes[-1]  # type: ignore[return-value]
+
+    def slow(call: ActivityCall) -> bytes:
+        until = ticker().ticks + 3
+        while ticker().ticks < until:  # it ticks on for a second after the last guest has run
+            time.sleep(0.002)
+        return call.request
+
+    monkeypatch.setattr(Guest, "resume", noted)
+    await lab.start(wat.script(*(wat.call("slow", b"%d" % n) for n in range(5))))
+    assert await lab.complete(answers("slow", slow)) == list(range(5))
+    assert [type(outcome) for outcome in outcomes] == [Parked] * 6 + [Ended], "the last call gives the result"
 
 
 @pytest.mark.parametrize("direction", [0, 9], ids=["no source", "no direction"])

@@ -109,9 +109,14 @@ def snapshot_engine() -> Engine:
 
 
 class _Ticker:
-    """Raises the engine's epoch every `TICK` seconds while guests run, and sleeps when none has for a while."""
+    """Raises the engine's epoch every `TICK` seconds while guests run, and sleeps when none has for a while.
+
+    Attributes:
+        ticks: How often it has, or is about to.
+    """
 
     def __init__(self) -> None:
+        self.ticks = 0
         self._awake = threading.Event()
         self._entered = False
         self._threads: list[list[bool]] = []
@@ -135,6 +140,7 @@ class _Ticker:
             self._awake.wait()
             self._entered = False
             time.sleep(TICK)
+            self.ticks += 1
             for one in list(_engines.values()):
                 one.engine.increment_epoch()
             idle = 0 if self._running() else idle + 1

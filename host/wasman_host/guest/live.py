@@ -186,6 +186,7 @@ class Guest:
         "_spent",
         "_store",
         "_tables",
+        "_ticks",
         "_yielded",
         "answered_at",
         "exceeded",
@@ -226,6 +227,7 @@ class Guest:
         self._limits = limits
         self._future: int | None = None
         self._slot = self._slot_kind = 0
+        self._ticks = -1  # of the ticker, when the guest was last told how many more it may run for
         self._spent = 0.0
         self._yielded = False
         self._shared = _Shared()
@@ -325,13 +327,16 @@ class Guest:
         current.guest = self
         if self.request is not None and self._shared.answered:
             self.request = self.waits_in = None
-        inside = ticker().enter()
+        clock = ticker()
+        inside = clock.enter()
         if self._yielded:
             begin = time.thread_time()
         else:
             # Ticks that passed while the guest was parked are not its own: without this it would yield at once.
             begin = 0.0
-            capi.set_epoch_deadline(self._context, 2)
+            if self._ticks != clock.ticks:
+                self._ticks = clock.ticks
+                capi.set_epoch_deadline(self._context, 2)
         done = capi.poll(self._future)
         inside[0] = False
         if self._yielded:
