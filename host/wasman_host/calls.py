@@ -175,12 +175,13 @@ class Calls:
         cut: The last attempt that has ended, or was given up, and what its heartbeats said; None where none did.
     """
 
-    __slots__ = ("_asked", "_call", "_pulse", "_repeated", "_run", "cut")
+    __slots__ = ("_asked", "_call", "_pulse", "_repeated", "_run", "_told", "cut")
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._repeated = 0
         self._asked = 0
+        self._told = False  # whether anybody hears of the attempt that is under way
         self._call: ActivityCall | None = None  # the attempt that is under way
         self._pulse: Pulse | None = None  # that attempt's
         self.cut: OpenOperation | None = None
@@ -287,7 +288,6 @@ class Calls:
                 if known is not None:
                     await run.propose(partial(machine.begun, number, attempt))
                 run.require_lease()
-                self._report("activity_started", call.name, attempt)
                 try:
                     response = await self._attempt(definition, number, attempt, call)
                 except Exception as error:  # noqa: BLE001  whatever an activity raises is its failure
@@ -367,7 +367,7 @@ class Calls:
         return Failure(kind, message, None, name, attempt, cause=known.failure if known else None)
 
     def _report(self, kind: EventKind, name: str, attempt: int, why: str = "") -> None:
-        if why or self._run.reports:
+        if why or self._told:
             words = f"failed: {why}" if why else kind.removeprefix("activity_")
             text = f"attempt {attempt} of activity {name!r} {words}"
             level = logging.WARNING if why else logging.DEBUG
@@ -384,6 +384,8 @@ class Calls:
 
     def _attempt(self, definition: ActivityDefinition, number: int, attempt: int, call: Asking) -> Awaitable[bytes]:
         run, machine = self._run, self._run.machine
+        self._told = run.reports
+        self._report("activity_started", call.name, attempt)
         known = machine.open_operation(number) if machine.record.open else None
         given = ActivityCall(
             run.key,

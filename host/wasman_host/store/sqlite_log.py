@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "Log", "entries_of", "packed", "unpacked"]
 
-MOST = 3072  # bytes of entries in an instance's row, which lies on one page of 4096 as a whole
+MOST = 3584  # bytes of entries in an instance's row, which lies on one page of 4096 as a whole
 _RUNS = 256  # whose rows are kept in mind: those that were written last
 _HEAD = struct.Struct("<QI")  # an entry's number, and its size in bytes
 _NOBODY_KNOWS = -1
@@ -134,7 +134,7 @@ class Log:
 
         None where the step is fenced off. Raises `CorruptSnapshotError` where it brings what is there already.
         """
-        before = self._before(run, step)
+        before = known = self._before(run, step)
         if before is None:
             row = cursor.execute(sql.IN_ROW, (number, run, step.version)).fetchone()
             if row is None:
@@ -142,7 +142,10 @@ class Log:
             before = self._followed(run, step, *row)
         after = before + packed(step.entries)
         if len(after) > MOST:
-            self.take_over(run, before, step.key)
+            if known:  # as nearly always: then the step's entries are the next ones
+                self._appended.append((run, _HEAD.unpack_from(known)[0], step.entries[0][0] - 1, known))
+            else:
+                self.take_over(run, before, step.key)
             after = after[len(before) :]
         if len(after) > MOST:
             self.append(run, step.entries)
