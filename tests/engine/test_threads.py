@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wasman_host.guest import memory, module
+from wasman_host.guest import engine, memory, module
 from wasman_host.guest.engine import engine_of
 from wasman_host.guest.imports import linker_of
 from wasman_host.guest.limits import STACK_STEP
@@ -35,6 +35,26 @@ def test_threads_that_compile_at_once_share_what_guests_call(monkeypatch: pytest
         thread.join()
     assert len(made) == 1
     assert {id(linker) for linker in linkers} == {id(made[0][0])}
+
+
+def test_the_ticker_lingers_after_each_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it had slept, it went to sleep again after one tick, and was woken for nearly every guest."""
+    monkeypatch.setattr(engine, "_LINGERS", 5)
+    clock = engine.ticker()
+
+    def sleeps() -> None:
+        until = time.monotonic() + 30
+        while clock._awake.is_set():
+            assert time.monotonic() < until, "it never sleeps"
+            time.sleep(0.001)
+
+    clock.enter()[0] = False
+    for _ in range(2):
+        sleeps()
+        before = clock.ticks
+        clock.enter()[0] = False
+        sleeps()
+        assert clock.ticks - before > 5
 
 
 def test_threads_scan_their_own_memories() -> None:

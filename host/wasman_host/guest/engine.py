@@ -145,6 +145,7 @@ class _Ticker:
                 one.engine.increment_epoch()
             idle = 0 if self._running() else idle + 1
             if idle > _LINGERS:
+                idle = 0  # it lingers anew, whenever it is woken
                 self._awake.clear()
                 if self._running():  # it was entered between the two lines above
                     self._awake.set()
