@@ -16,7 +16,7 @@ from wasman_host.instance import Instance
 from wasman_host.oplog import Delivery
 from wasman_host.record import Limits
 from wasman_host.snapshot import SnapshotPolicy
-from wasman_host.store import Status
+from wasman_host.store import Key, Status
 from wasman_host.turns import Turns
 
 BAD_POINTER, UNKNOWN, TAKEN, NOT_READY, NOT_ALLOWED, TOO_LARGE = -1, -2, -3, -4, -6, -7
@@ -155,8 +155,19 @@ async def test_commands_may_be_flushed_before_the_turn_ends(lab: MemoryLab) -> N
     assert sorted(ledger.requests) == [b"1", b"2"]
 
 
-async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answered(lab: MemoryLab) -> None:
+async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answered(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = anyio.Event()
+    now, ahead = lab.store.now, 0
+
+    async def sleeping(time: int, _: Key) -> None:
+        while lab.store.now() < time:
+            await anyio.sleep(0.005)
+
+    # The deadline comes when the test says so: on a slow machine 20 ms were over before the call had begun.
+    monkeypatch.setattr(lab.store, "now", lambda: now() + ahead)
+    monkeypatch.setattr(lab.store, "sleep_until", sleeping)
 
     async def slow(call: ActivityCall) -> bytes:
         del call
@@ -165,7 +176,7 @@ async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answere
         return b""
 
     module = turning(
-        Turn(receive(0, "mail") + call(1, "slow"), deadline=20_000_000),
+        Turn(receive(0, "mail") + call(1, "slow"), deadline=50_000_000_000),
         Turn(cancel(0) + cancel(1) + cancel(1)),
         Turn(receive(2, "mail")),
         Turn(complete(b"1")),
@@ -173,6 +184,7 @@ async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answere
     await lab.start(module)
     async with lab.worker(answers("slow", slow)):
         await started.wait()
+        ahead = 50_000_000_000
         while (await lab.look()).entries < 3:  # the deadline, and the cancelled call
             await anyio.sleep(0.01)
         await lab.signal("mail", "x", message_id="m")
