@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import pytest
 from anyio.lowlevel import checkpoint
 from attrs import define, evolve, field
 
@@ -97,6 +98,23 @@ class Ledger:
     @property
     def requests(self) -> Sequence[bytes]:
         return [request for *_, request in self.rows]
+
+
+def moved_by_hand(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """What moves the store's clock on by so many ns: a wait ends when the test says so, however slow the machine is."""
+    now, ahead = store.now, 0
+
+    async def sleeping(time: int, _: Key) -> None:
+        while store.now() < time:
+            await anyio.sleep(0.005)
+
+    def move(by: int) -> None:
+        nonlocal ahead
+        ahead += by
+
+    monkeypatch.setattr(store, "now", lambda: now() + ahead)
+    monkeypatch.setattr(store, "sleep_until", sleeping)
+    return move
 
 
 @define

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Ledger, MemoryLab, answers
+from tests.lab import Ledger, MemoryLab, answers, moved_by_hand
 from tests.turning import NONE, Turn, call, cancel, complete, fail, frame, receive, turning
 from wasman_host.activity import ActivityCall
 from wasman_host.errors import BlockedError, GuestDeadlockError, GuestLimitError, GuestProtocolError, InvalidModuleError
@@ -16,7 +16,7 @@ from wasman_host.instance import Instance
 from wasman_host.oplog import Delivery
 from wasman_host.record import Limits
 from wasman_host.snapshot import SnapshotPolicy
-from wasman_host.store import Key, Status
+from wasman_host.store import Status
 from wasman_host.turns import Turns
 
 BAD_POINTER, UNKNOWN, TAKEN, NOT_READY, NOT_ALLOWED, TOO_LARGE = -1, -2, -3, -4, -6, -7
@@ -159,15 +159,7 @@ async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answere
     lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = anyio.Event()
-    now, ahead = lab.store.now, 0
-
-    async def sleeping(time: int, _: Key) -> None:
-        while lab.store.now() < time:
-            await anyio.sleep(0.005)
-
-    # The deadline comes when the test says so: on a slow machine 20 ms were over before the call had begun.
-    monkeypatch.setattr(lab.store, "now", lambda: now() + ahead)
-    monkeypatch.setattr(lab.store, "sleep_until", sleeping)
+    move = moved_by_hand(lab.store, monkeypatch)  # 20 ms of the machine's were over before the call had begun
 
     async def slow(call: ActivityCall) -> bytes:
         del call
@@ -184,7 +176,7 @@ async def test_a_withdrawn_receive_takes_nothing_and_a_cancelled_call_is_answere
     await lab.start(module)
     async with lab.worker(answers("slow", slow)):
         await started.wait()
-        ahead = 50_000_000_000
+        move(50_000_000_000)
         while (await lab.look()).entries < 3:  # the deadline, and the cancelled call
             await anyio.sleep(0.01)
         await lab.signal("mail", "x", message_id="m")

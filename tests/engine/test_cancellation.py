@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Lab, Ledger, answers
+from tests.lab import Lab, Ledger, answers, moved_by_hand
 from wasman_host import control
 from wasman_host.activity import ActivityCall, Retry
 from wasman_host.errors import InvalidArgumentError, WorkflowClosedError
@@ -173,15 +173,7 @@ async def test_without_a_worker_it_waits_for_one(lab: Lab) -> None:
 
 async def test_a_guest_in_a_timer_is_told_by_its_next_call(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, ledger = any_lab, Ledger()
-    now, ahead = lab.store.now, 0
-
-    async def sleeping(time: int, _: Key) -> None:
-        while lab.store.now() < time:
-            await anyio.sleep(0.005)
-
-    # The timer is over when the test says so: the machine may be slow.
-    monkeypatch.setattr(lab.store, "now", lambda: now() + ahead)
-    monkeypatch.setattr(lab.store, "sleep_until", sleeping)
+    move = moved_by_hand(lab.store, monkeypatch)
     await lab.start(
         wat.script(wat.sleep(5_000_000_000), wat.call("work"), wat.call("wasman.error"), wat.call("tidy", b"2"))
     )
@@ -193,7 +185,7 @@ async def test_a_guest_in_a_timer_is_told_by_its_next_call(any_lab: Lab, monkeyp
             await anyio.sleep(0.005)
         assert record.cancel.operation is None  # taken from the mail, or it would be claimed for it again and again
         assert await lab.store.mail(Key("default", "w")) == []
-        ahead = 5_000_000_000
+        move(5_000_000_000)
         errno, code, failure, _ = await lab.result()
     assert (errno, code, failure["type"]) == (0, -1, "Cancelled")
     assert ledger.requests == [b"2"]
