@@ -18,7 +18,7 @@ from tests.fuzz.cases import ROOT
 
 __all__ = ["Report", "campaign"]
 
-SILENCE = 60.0  # seconds without a word of the child: longer than a case may take there
+SILENCE = 60.0  # seconds without a word of the child: longer than a case may be silent there
 ENOUGH = 10  # failures after which a campaign ends
 
 
@@ -63,6 +63,7 @@ def _child(report: Report, first: int, count: int, folder: Path | None) -> int:
             for said in _lines(child):
                 if "begins" in said:
                     at = said["begins"]
+                if "verdict" not in said:
                     continue
                 at += 1
                 report.ends[said["verdict"]] += 1

@@ -37,7 +37,8 @@ BATCH = 50  # cases of one engine, so that a case has the same surroundings when
 COMMITS = 5000  # after which a guest has checkpointed enough: each time something else, or it would meet its limit
 UPLOADED = 8 * 1024 * 1024  # bytes after which a guest has uploaded enough
 LONG = 10**8  # ns of a sleep that nobody waits for
-HANGS = 20.0  # seconds after which a case hangs: its guest's turns are far shorter
+HANGS = 20.0  # seconds without a commit or an upload after which a case hangs: its guest's turns are far shorter
+SPEAKS = 1.0  # seconds after which a case that goes on says so, and has HANGS anew
 LIMITS = Limits(memory=32 * 1024 * 1024, turn_seconds=0.2, stored=4 * 1024 * 1024, request=1024 * 1024)
 EXPECTED = {"BlockedError", "GuestLimitError", "GuestTimeoutError"}  # what a guest may be blocked by
 
@@ -98,8 +99,8 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
         return "refused"
     except InvalidArgumentError:
         return "not started"
-    ended = False
-    with anyio.fail_after(HANGS):
+    ended, before = False, (0, 0)
+    with anyio.fail_after(HANGS) as patience:
         while True:
             stored = await control.load(world.store, key)
             live = world.engine._live.get(key)
@@ -112,6 +113,11 @@ async def run(world: World, kind: str, seed: int, folder: Path | None) -> str:
                 await _terminate(world.store, key, "it sleeps for long")
                 ended = True
             machine = getattr(live, "machine", None)
+            moved = (stored.version, max(before[1], getattr(machine, "written", 0)))
+            if moved != before and not ended and patience.deadline < anyio.current_time() + HANGS - SPEAKS:
+                # How long COMMITS take is the disk's affair, and no hang.
+                before, patience.deadline = moved, anyio.current_time() + HANGS
+                tell(goes_on=seed)
             if machine is not None and machine.written > UPLOADED and not ended:
                 # Each chunk that it moves begins its turn's time anew, as long as the disk lasts.
                 await _terminate(world.store, key, "it uploads for ever")
