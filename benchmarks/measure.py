@@ -8,12 +8,12 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Figure", "installed", "load", "machine", "median_and_spread"]
+__all__ = ["Figure", "installed", "load", "machine", "measured", "median_and_spread"]
 
 
 @frozen
@@ -28,6 +28,7 @@ class Figure:
         bound: What the issue asks for.
         holds: Whether the bound holds.
         note: How it was measured.
+        missed: What it was when it was measured before and missed its bound, "" where it was measured once.
     """
 
     name: str
@@ -37,6 +38,32 @@ class Figure:
     bound: str
     holds: bool
     note: str
+    missed: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bound holds, and at which attempt."""
+        said = "holds" if self.holds else "MISSED"
+        return f"{said}, {self.missed} at first" if self.missed else said
+
+
+def measured(*measures: Callable[[], Figure | Sequence[Figure]]) -> list[Figure]:
+    """What these measure; what misses its bound is measured once more when all others are, and says so.
+
+    Those who share the machine come and go within minutes, and slow an absolute figure by half; the median of rounds of
+    the same minute does not see it.
+    """
+    groups = [_group(measure()) for measure in measures]
+    for measure, group in zip(measures, groups, strict=True):
+        if not all(figure.holds for figure in group):
+            for place, (first, second) in enumerate(zip(group, _group(measure()), strict=True)):
+                if not first.holds:
+                    group[place] = evolve(second, missed=f"{first.value} ({first.spread or first.ratio})")
+    return [figure for group in groups for figure in group]
+
+
+def _group(figures: Figure | Sequence[Figure]) -> list[Figure]:
+    return [figures] if isinstance(figures, Figure) else list(figures)
 
 
 def median_and_spread(values: Sequence[float]) -> tuple[float, float, float]:
