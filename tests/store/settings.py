@@ -21,6 +21,7 @@ from wasman_host.store import (
     Sent,
     SqliteStore,
     Status,
+    Step,
     Store,
     Stored,
     Unread,
@@ -59,6 +60,11 @@ def change(name: str | Key, expected: tuple[str, int] | None, run: str = "", **f
     run = run or (expected[0] if expected else f"run-{where.tenant}-{where.id}")
     values: dict[str, Any] = {"nonce": secrets.token_hex(8), "record": b"record", "columns": columns()}
     return Change(where, expected, run, **{**values, **fields})
+
+
+def one_step(name: str, run: str, version: int) -> Step:
+    entry = (version, b"entry %d" % version)
+    return Step(key(name), run, version, secrets.token_hex(8), b"tail", [entry])
 
 
 def deletion(name: str, expected: tuple[str, int]) -> Change:

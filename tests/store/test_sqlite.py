@@ -6,16 +6,13 @@ import json
 import os
 import random
 import resource
-import secrets
 import signal
-import socket
 import sqlite3
 import stat
 import subprocess
 import sys
 import time
-import types
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from tests.store.settings import SECOND, START, blob, change, columns, database, deletion, key, message
+from tests.store.settings import SECOND, START, blob, change, columns, database, deletion, key, message, one_step
 from wasman_host.errors import (
     CorruptSnapshotError,
     InvalidArgumentError,
@@ -40,7 +37,6 @@ from wasman_host.store import (
     Sent,
     SqliteStore,
     Status,
-    Step,
     Won,
     group,
     open_store,
@@ -50,7 +46,7 @@ from wasman_host.store import (
 )
 from wasman_host.store.sqlite_file import APPLICATION_ID, SCHEMA
 from wasman_host.store.sqlite_log import unpacked
-from wasman_host.wake import Answer, call_soon, turn
+from wasman_host.wake import Answer, call_soon
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -579,11 +575,6 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
 # -- one that goes on alone ------------------------------------------------------------------------
 
 
-def one_step(name: str, run: str, version: int) -> Step:
-    entry = (version, b"entry %d" % version)
-    return Step(key(name), run, version, secrets.token_hex(8), b"tail", [entry])
-
-
 class Commits:
     """How often a store has committed: by that statement, or by one that is a transaction of its own."""
 
@@ -665,40 +656,6 @@ async def test_one_that_goes_on_alone_lets_others_go_on(tmp_path: Path) -> None:
             tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # with trio it is not known who waits, and all turns are taken
-async def test_one_that_goes_on_alone_takes_no_turn_that_nobody_waits_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns = 0
-
-    @types.coroutine
-    def counted() -> Generator[Any, Any, None]:
-        nonlocal turns
-        turns += 1
-        yield from turn()
-
-    monkeypatch.setattr(sqlite, "turn", counted)
-    async with opened(database(tmp_path)) as store:
-        await store.commit([change("a", None, "r")])
-        await store.commit([one_step("a", "r", 1)])
-        for version in range(2, 12):
-            await store.commit([one_step("a", "r", version)])
-        assert turns <= 1, "nobody else is there; what the start has left to be done may be done in one of them"
-        # Whoever waits for a file has a turn after the commit in which it becomes ready.
-        near, far = socket.socketpair()
-        served = []
-        with near, far:
-            loop = asyncio.get_running_loop()
-            loop.add_reader(near, lambda: served.append(near.recv(1)))
-            for version in range(12, 22):
-                far.send(b"%d" % (version % 10))
-                await store.commit([one_step("a", "r", version)])
-                assert len(served) >= version - 12, "the turn in which the loop sees it, and the next"
-            await turn()
-            loop.remove_reader(near)
-        assert b"".join(served) == b"2345678901"
-
-
 async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_process(tmp_path: Path) -> None:
     path = database(tmp_path)
     async with opened(path) as store, opened(path) as other:
@@ -729,8 +686,7 @@ async def test_one_that_goes_on_alone_waits_for_a_lock_and_loses_to_another_proc
 WITHOUT_ASSERTIONS = """
 import asyncio, sys
 from pathlib import Path
-from tests.store.settings import change, columns, key, message
-from tests.store.test_sqlite import one_step
+from tests.store.settings import change, columns, key, message, one_step
 from wasman_host.store import SqliteStore
 
 async def main():

@@ -46,7 +46,7 @@ from wasman_host.store.rules import (
     verdict,
 )
 from wasman_host.store.watchers import Watchers
-from wasman_host.wake import Answer, call_soon
+from wasman_host.wake import Answer, others_wait, turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -130,10 +130,9 @@ class MemoryStore(Store):
             raise StoreUnavailableError("the store in memory is not open")
 
     async def _turn(self) -> None:
-        """Let the others run, as a write to disk would."""
-        answer: Answer[None] = Answer()
-        call_soon(lambda: answer.set(None))
-        await answer.wait()
+        """Let the others run, as a write to disk would, where there are any."""
+        if others_wait():
+            await turn()
 
     def _stored(self, key: Key) -> Stored | None:
         """The instance. Raises `CorruptSnapshotError` where only its runs or its mail are there."""
