@@ -132,6 +132,7 @@ lock: env
 	test -x .cache/uv/bin/uv || "$(INTERPRETER)" -m venv .cache/uv
 	.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) --group dev --extra http --extra trio pyproject.toml --output-file requirements/dev.txt
+	$(UV) --resolution lowest-direct --group dev --extra http --extra trio pyproject.toml --output-file requirements/oldest.txt
 	$(UV) --no-deps requirements/demo.in --output-file requirements/demo.txt
 	$(UV) requirements/peers.in --output-file requirements/peers.txt
 	$(UV) requirements/types.in --output-file requirements/types.txt

@@ -4,7 +4,8 @@ Most tests wait more than they compute, so parts of them run at the same time, i
 
 - on the main Python all of them: one process runs those on trio, another one all else;
 - on the main Python those of restoring, where pages are compared instead of mapped;
-- on each other Python what is not marked `once`, on one of the event loops, in turn.
+- on each other Python what is not marked `once`, on one of the event loops, in turn; the first of them has the oldest
+  packages that are allowed.
 
 What a process prints is shown when it has ended. Exit code 1 where one of them fails.
 """

@@ -7,6 +7,9 @@ was interrupted is made again. Prints where the interpreter is, relative to the 
     python tools/setup_env.py            the environment of the Python that runs this
     python tools/setup_env.py --each     besides, one for every other version in range that this machine has
 
+The first one of the others, .venv/X.Y-oldest, has the oldest packages that pyproject.toml allows, of
+requirements/oldest.txt: a range says that both of its ends work.
+
 Needs nothing but the standard library.
 """
 
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ROOT / "requirements" / "dev.txt"
+NEWEST, OLDEST = ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "oldest.txt"
 PROJECT = ROOT / "pyproject.toml"
 ENVIRONMENTS = ROOT / ".venv"
 
@@ -115,22 +118,22 @@ def digest(*parts: str | bytes) -> str:
     return state.hexdigest()
 
 
-def prepare(interpreter: Interpreter) -> Path:
+def prepare(interpreter: Interpreter, requirements: Path) -> Path:
     """Makes or completes the environment of `interpreter`, unless it is as it should be, and gives its Python."""
-    folder = ENVIRONMENTS / interpreter.name
+    folder = ENVIRONMENTS / (interpreter.name + ("-oldest" if requirements == OLDEST else ""))
     python = folder / "bin" / "python"
     # An environment holds absolute paths: its own, the project's and its interpreter's.
-    packages = digest(str(ROOT), interpreter.build, interpreter.prefix, REQUIREMENTS.read_bytes())
+    packages = digest(str(ROOT), interpreter.build, interpreter.prefix, requirements.read_bytes())
     project = digest(packages, PROJECT.read_bytes())
     packages_stamp, project_stamp = folder / "wasman-packages", folder / "wasman-project"
     if is_stamped(project_stamp, project) and python.exists():
         return python
     if not is_stamped(packages_stamp, packages) or not python.exists():
-        say(f"making .venv/{interpreter.name} of {interpreter.command} (once, about half a minute)")
+        say(f"making .venv/{folder.name} of {interpreter.command} (once, about half a minute)")
         shutil.rmtree(folder, ignore_errors=True)
         run([interpreter.command, "-I", "-m", "venv", str(folder)], f"making the virtual environment {folder}")
-        requirements = ["--require-hashes", "--requirement", str(REQUIREMENTS)]
-        run([*pip(python), "install", *requirements], f"installing {REQUIREMENTS.relative_to(ROOT)}")
+        locked = ["--require-hashes", "--requirement", str(requirements)]
+        run([*pip(python), "install", *locked], f"installing {requirements.relative_to(ROOT)}")
         stamp(packages_stamp, packages)
     editable = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
     run([*pip(python), "install", *editable], "installing the project itself")
@@ -198,8 +201,8 @@ def main() -> None:
     with (ENVIRONMENTS / "lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), True)  # noqa: FBT003 the standard library's own signature
         fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits, then finds it done
-        for interpreter in [this, *(find_others(this.version) if each else [])]:
-            print(prepare(interpreter).relative_to(ROOT), flush=True)
+        for place, interpreter in enumerate([this, *(find_others(this.version) if each else [])]):
+            print(prepare(interpreter, OLDEST if place == 1 else NEWEST).relative_to(ROOT), flush=True)
 
 
 if __name__ == "__main__":

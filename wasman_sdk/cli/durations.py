@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from typing_extensions import override
 
 __all__ = ["DURATION", "TIME"]
 
+if TYPE_CHECKING:
+    _DurationType = click.ParamType[timedelta]
+    _TimeType = click.ParamType[datetime]
+else:  # click before 8.4 cannot be told what a type gives
+    _DurationType = _TimeType = click.ParamType
+
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class _Duration(click.ParamType[timedelta]):
+class _Duration(_DurationType):
     """A number of seconds, or numbers with units."""
 
     name = "duration"
@@ -38,7 +44,7 @@ class _Duration(click.ParamType[timedelta]):
 DURATION = _Duration()
 
 
-class _Time(click.ParamType[datetime]):
+class _Time(_TimeType):
     """A date or a time, of UTC where no time zone is said; or a duration ago."""
 
     name = "time"
