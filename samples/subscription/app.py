@@ -17,7 +17,7 @@ class Subscription(BaseModel):
     cents: int
     from_: datetime
 
-    model_config = {"alias_generator": lambda name: name.rstrip("_"), "validate_by_name": True}
+    model_config = {"alias_generator": lambda name: name.rstrip("_"), "populate_by_name": True}
 
 
 class Bill(BaseModel):
