@@ -359,10 +359,16 @@ async def test_the_kernel_is_not_asked_what_guests_have_written_that_fit_in_any_
 
     monkeypatch.setattr(Guest, "written", ask)
     for memory_allowed, is_asked in ((1 << 30, False), (1, True)):
-        name = f"of-{memory_allowed}"
-        await lab.start(wat.script(wat.call("note", b"1"), wat.call("note", b"2")), id=name)
-        async with lab.worker(Ledger().activity(), residency=Residency(memory=memory_allowed)) as engine:
-            engine.residents.look()
+        name, looks = f"of-{memory_allowed}", 0
+
+        def look(_: ActivityCall) -> bytes:
+            nonlocal looks
+            looks += 1
+            engine.residents.look()  # while its guest is there
+            return b""
+
+        await lab.start(wat.script(wat.call("look", b"1"), wat.call("look", b"2")), id=name)
+        async with lab.worker(answers("look", look), residency=Residency(memory=memory_allowed)) as engine:
             await lab.result(name)
-            engine.residents.look()
+        assert looks >= 2
         assert bool(asked) == is_asked
