@@ -57,7 +57,7 @@ __all__ = [
 
 AT_ONCE = Retry(initial_interval=0.0)
 COMPILED: dict[str, GuestModule] = {}  # modules are immutable, and compiling them is most of a short test's time
-PATIENCE = 10.0  # seconds until a test gives up
+PATIENCE = 60.0  # seconds until a test gives up: a large guest may have to be compiled first, beside three other tests
 
 Handler = Callable[[ActivityCall], Awaitable[bytes] | bytes]
 
