@@ -2,7 +2,8 @@
 
 Most tests wait more than they compute, so parts of them run at the same time, in processes of their own:
 
-- on the main Python all of them: one process runs those on trio, another one all else;
+- on the main Python all of them: one process runs those on trio, one what else is marked `once` (long campaigns,
+  documentation), another one the rest;
 - on the main Python those of restoring, where pages are compared instead of mapped;
 - on each other Python what is not marked `once`, on one of the event loops, in turn; the first of them has the oldest
   packages that are allowed.
@@ -57,7 +58,8 @@ def main() -> int:
     """Run all parts, the longest ones first."""
     first, *others = sys.argv[1:]
     parts = [
-        Part(first, ["-k", ELSE]),
+        Part(first, ["-m", "once", "-k", ELSE]),
+        Part(first, ["-m", "not once", "-k", ELSE]),
         Part(first, ["-k", TRIO]),
         *(
             Part(python, ["-m", "not once", "-k", words])
