@@ -56,9 +56,10 @@ def measured(*measures: Callable[[], Figure | Sequence[Figure]]) -> list[Figure]
     groups = [_group(measure()) for measure in measures]
     for measure, group in zip(measures, groups, strict=True):
         if not all(figure.holds for figure in group):
-            for place, (first, second) in enumerate(zip(group, _group(measure()), strict=True)):
-                if not first.holds:
-                    group[place] = evolve(second, missed=f"{first.value} ({first.spread or first.ratio})")
+            group[:] = [
+                first if first.holds else evolve(second, missed=f"{first.value} ({first.spread or first.ratio})")
+                for first, second in zip(group, _group(measure()), strict=True)
+            ]
     return [figure for group in groups for figure in group]
 
 
