@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab import DirectoryLab, MemoryLab, SqliteLab
 
+pytest_plugins = ["tests.hangs"]
+
 # Compiled code goes to the checkout and not to the cache of whoever runs the tests; processes that they start follow.
 os.environ["WASMAN_CACHE"] = str(Path(__file__).resolve().parent.parent / ".cache" / "code")
 

@@ -8,7 +8,8 @@ Most tests wait more than they compute, so parts of them run at the same time, i
 - on each other Python what is not marked `once`, on one of the event loops, in turn; the first of them has the oldest
   packages that are allowed.
 
-What a process prints is shown when it has ended. Exit code 1 where one of them fails.
+What a process prints is shown when it has ended, and why it failed once more at the end: of a long log, that is what
+is left. Exit code 1 where one of them fails.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 AT_ONCE = 3  # more processes than this would wait for the processor, and not for what they test
+REASONS = 40  # lines of a failed process that are shown once more
 TRIO, ELSE = "trio", "not trio"  # tests that run on an event loop have its name in theirs
 RESTORING = ["tests/engine/test_recovery.py", "tests/engine/test_abi_v0.py", "tests/samples/test_memory.py"]
 
@@ -68,19 +70,26 @@ def main() -> int:
         Part(first, RESTORING, {"WASMAN_MEMORY": "compare"}),
     ]
     print(*parts, sep="\n", flush=True)
-    failed = []
+    failed: list[tuple[Part, str]] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         begun = {pool.submit(part.run): part for part in parts}
         for future in as_completed(begun):
             code, printed, seconds = future.result()
             print(f"\n{begun[future]}\n{printed}it took {seconds:.0f} s", flush=True)
             if code:
-                failed.append(begun[future])
-    for part in failed:
-        print(f"FAILED: {part}")
+                failed.append((begun[future], printed))
+    for part, printed in failed:
+        print(f"\nFAILED: {part}", *why(printed), sep="\n")
     if not failed:
         print("Tested on Python", *map(version, [first, *others]))
     return 1 if failed else 0
+
+
+def why(printed: str) -> Sequence[str]:
+    """The lines of what a failed pytest has printed that say most: which tests failed, or the end where it had none."""
+    lines = printed.splitlines()
+    failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return (failures or lines)[-REASONS:]
 
 
 def version(python: str) -> str:

@@ -488,6 +488,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_read(tmp_path: Path, cap
     tmp_path.chmod(0o700)
     writer = subprocess.Popen([sys.executable, "-c", WRITER.replace("range(150)", "range(10**9)"), tmp_path, "0"])
     while not modules(tmp_path):
+        assert writer.poll() is None, "it has ended by itself"
         time.sleep(0.01)
     for _ in range(20):
         time.sleep(0.002)

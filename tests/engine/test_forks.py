@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import select
+import signal
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.lab import PATIENCE
 from wasman_host.ids import drawn
 from wasman_host.wake import Answer
 
@@ -26,8 +29,12 @@ def _forked(what: Callable[[], str]) -> str:
         os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as answer:
+        answers, _, _ = select.select([answer], [], [], PATIENCE)
+        if not answers:
+            os.kill(child, signal.SIGKILL)
         said = answer.read()
     os.waitpid(child, 0)
+    assert answers, f"the child said nothing for {PATIENCE:.0f} s"
     return said
 
 
