@@ -9,6 +9,8 @@ import pytest
 
 from tools.run_tests import REASONS, why
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 HANGS = """
 import threading

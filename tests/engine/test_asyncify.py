@@ -17,7 +17,7 @@ from attrs import define, field
 
 from tests import wat
 from tests.faults.stopped_worker import noting
-from tests.lab import Ledger, MemoryLab, SqliteLab, answers
+from tests.lab import PATIENCE, Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall
 from wasman_host.engine import Engine
 from wasman_host.errors import GuestLimitError, InvalidModuleError
@@ -350,8 +350,9 @@ class _Waits:
         if call.operation == 0 and self.engine is not None:
             instance = self.engine._live[call.key]
             assert instance.evict()
-            while instance.guest is not None:
-                await anyio.lowlevel.checkpoint()
+            with anyio.fail_after(PATIENCE):
+                while instance.guest is not None:
+                    await anyio.lowlevel.checkpoint()
             self.evicted.set()
             await anyio.sleep_forever()
         return call.request

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from tests import wat
-from tests.lab import Ledger, SqliteLab
+from tests.lab import PATIENCE, Ledger, SqliteLab
 from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.cohort import Cohort
 from wasman_host.guest.live import Ended, Guest
@@ -133,8 +133,9 @@ async def test_an_answer_that_waits_for_the_others_is_committed_before_its_worke
             await turn()
 
         monkeypatch.setattr("wasman_host.calls.turn", leaves)
-        while not ledger.rows or engine._live:
-            await anyio.sleep(0.001)
+        with anyio.fail_after(PATIENCE):
+            while not ledger.rows or engine._live:
+                await anyio.sleep(0.001)
     monkeypatch.undo()
     async with disk.worker(ledger.activity()):
         assert await disk.result() == [1, 2]
