@@ -38,7 +38,7 @@ async def test_an_eviction_at_the_end_of_a_timer_is_not_felt_inside_of_a_commit(
         await commit(self, proposal)
 
     monkeypatch.setattr(Instance, "commit", evicts)
-    await lab.start(wat.script(wat.sleep(50_000_000), wat.call("note", b"2")))
+    await lab.start(wat.script(wat.sleep(1_000_000_000), wat.call("note", b"2")))
     with anyio.fail_after(5):
         result = await lab.complete(ledger.activity())
     assert (result, evicted) == ([0, 2], [True])
