@@ -93,6 +93,8 @@ class Blocking(Turns):
                 if self._repeated % _POLITE == 0:
                     await anyio.lowlevel.checkpoint()
             else:
+                # What came first while a deadline or a cancel was committed: the guest had to be told of that before.
+                await self._instance.heed()
                 if wanted.deadline < 0 and not wanted.operations and self._instance.cancel is None:
                     raise self._deadlock()  # others may be open, but no answer of theirs would end this wait
                 operations.deadline = wanted.deadline
@@ -132,6 +134,12 @@ class Blocking(Turns):
     def evict(self) -> bool:
         # While a call is under way its guest stays: what it waits for would be called again.
         return not self._running and super().evict()
+
+    @override
+    async def _give_memory_up(self) -> None:
+        # It was asked for when no call was under way, and something was delivered before it came to that.
+        if not self._running:
+            await super()._give_memory_up()
 
     @override
     async def keep(self) -> None:

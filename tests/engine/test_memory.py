@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -479,6 +480,22 @@ def test_a_view_of_a_guest_that_is_gone_never_shows_another(way: str) -> None:
     assert base in [one.base for one in again]
     for one in again:
         one.close()
+
+
+def test_a_guest_that_was_closed_is_neither_answered_nor_entered() -> None:
+    """An answer was written to where its stack had been."""
+    data = wat.script(wat.call("note", b"1"))
+    guest = Guest(compile_module(data, "closed"), World(b""), LIMITS)
+    guest.enter("run")
+    assert isinstance(guest.resume(), Parked)
+    slot = guest._slot
+    assert slot
+    guest.close()
+    guest.answer(1)
+    assert guest._slot == 0
+    for use in (partial(guest.enter, "run"), guest.globals):
+        with pytest.raises(RuntimeError, match="the guest was closed"):
+            use()
 
 
 def test_a_forked_child_leaves_the_images_of_its_parent_alone(way: str) -> None:

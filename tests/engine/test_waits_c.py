@@ -9,10 +9,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tests.lab import Ledger, MemoryLab, SqliteLab, answers
+from tests.lab import PATIENCE, Ledger, MemoryLab, SqliteLab, answers
 from wasman_host.activity import ActivityCall, ActivityDefinition
 from wasman_host.blocking import Blocking
+from wasman_host.instance import Instance
+from wasman_host.machine import Proposal
 from wasman_host.snapshot import SnapshotPolicy
+from wasman_host.store import Change, Key, Lost, Step, Unread, Won
 
 WAITS = (Path(__file__).parent.parent / "guests" / "asyncified" / "waits_c.wasm").read_bytes()
 CALLS = 60
@@ -101,3 +104,56 @@ async def test_a_worker_that_dies_leaves_its_last_snapshot(disk: SqliteLab, repe
     assert await disk.complete(*activities(ledger), snapshots=policy) == expected(CALLS)
     assert repeated[-1] <= 6
     assert len(set(ledger.keys)) == CALLS
+
+
+async def test_a_worker_that_is_to_leave_as_a_deadline_is_committed_leaves(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest was told of the deadline and waited for what never comes, and so did its worker."""
+    commit = Instance.commit
+    fires: list[bool] = []
+
+    async def commits(self: Instance, proposal: Proposal) -> None:
+        if any(one.kind == "fired" for one in proposal.delivered) and not fires:
+            fires.append(True)
+            monkeypatch.setattr(lab.store, "commit", leaves)
+        await commit(self, proposal)
+
+    async def leaves(changes: Sequence[Change | Step]) -> list[Won | Lost | Unread]:
+        monkeypatch.undo()
+        outcomes = await lab.store.commit(changes)
+        [instance] = engine._live.values()
+        engine._leaving.set()
+        while not instance._leaving:
+            await anyio.sleep(0.001)
+        return outcomes
+
+    monkeypatch.setattr(Instance, "commit", commits)
+    ledger = Ledger()
+    await lab.start(WAITS, 1)
+    with anyio.fail_after(PATIENCE):
+        async with lab.worker(*activities(ledger), max_instances=1) as engine:
+            await engine._left.wait()
+    await lab.signal("mail", 7)
+    assert await lab.complete(*activities(ledger)) == expected(1)
+
+
+async def test_one_that_is_to_be_evicted_as_its_deadline_comes_keeps_its_memory_for_the_call_that_follows(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was evicted in that call, and what the call gave was written where its memory had been."""
+    sleep_until, evicted = lab.store.sleep_until, []
+
+    async def sleeping(time: int, key: Key) -> None:
+        await sleep_until(time, key)
+        evicted.append(engine._live[key].evict())
+
+    monkeypatch.setattr(lab.store, "sleep_until", sleeping)
+    ledger = Ledger()
+    await lab.start(WAITS, 1)
+    async with lab.worker(*activities(ledger)) as engine:
+        while not evicted:
+            await anyio.sleep(0.001)
+        await lab.signal("mail", 7)
+        assert await lab.result() == expected(1)
+    assert evicted == [True]

@@ -309,6 +309,7 @@ class Guest:
     def enter(self, name: str, args: Sequence[int] = ()) -> None:
         """Prepare a call of the exported function `name`; `resume` runs it."""
         assert self._future is None, "a guest runs one function at a time"
+        self._require()
         # What a call needs is kept: guests of turns are entered by the same export again and again.
         found = self._functions.get(name)
         if found is None:
@@ -317,6 +318,12 @@ class Guest:
         for place, given in zip(found.args, args, strict=True):
             place.value = given
         self._future = capi.call_async(self._context, *found.call, addressof(self._shared), self._error)
+
+    def _require(self) -> None:
+        """Before wasmtime is asked for anything of its own. Raises `RuntimeError` where it was closed."""
+        if self._store is None:
+            message = "the guest was closed"
+            raise RuntimeError(message)
 
     def resume(self) -> Parked | Yielded | Ended | Trapped | Exceeded:
         """Run the guest until it waits, yields or ends. Raises what a host function raised.
@@ -461,6 +468,7 @@ class Guest:
 
     def globals(self) -> list[tuple[int, bytes]]:
         """The mutable globals in the module's order: (value kind, value bytes)."""
+        self._require()
         values = []
         value = capi.Value()
         for kind, export in self._globals:
@@ -533,4 +541,5 @@ class Guest:
         if self._store is not None:
             capi.store_delete(self._store)
             self._store = None
+        self._slot = 0  # it lay in what is freed now, and an answer that comes all the same must be written nowhere
         self.linear.close()
