@@ -59,6 +59,7 @@ class Blocking(Turns):
                 tasks.cancel_scope.shield = True
             tasks.cancel_scope.cancel()
         self._tasks = None
+        await self.settled()  # a heartbeat of a call that was cut
         if problem is None and self.operations.end is None:
             self.operations.end = CompleteCommand(b"null")  # it has returned, which is enough
         await self._settle(problem)

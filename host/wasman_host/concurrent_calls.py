@@ -118,10 +118,17 @@ class ConcurrentCall(Run):
 
     @override
     async def commit_beside(self, propose: Callable[[], Proposal]) -> bool:
-        if self.asked.number not in self._turns.operations.open:
-            return False
-        await self.propose(propose)
-        return True
+        made = False
+
+        def make() -> Proposal | None:
+            # Others may have been written before: the call may be over by now, and the instance somebody else's.
+            nonlocal made
+            made = self._turns.makes(self.asked.number)
+            return propose() if made else None
+
+        with anyio.CancelScope(shield=True):
+            await self._turns.commit(make)
+        return made
 
     @override
     async def settled(self) -> None:

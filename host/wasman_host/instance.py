@@ -1197,6 +1197,8 @@ class Instance:
         """Wait until what is committed beside this task is durable."""
         while self._beside is not None:
             await self._beside.wait()
+        if self.turns is not None:
+            await self.turns.settled()
 
     def _change(self, proposal: Proposal) -> Change | Step:
         nonce, tail, record = f"{self._nonce}-{self._version}", encode_tail(proposal.tail), proposal.record

@@ -210,6 +210,7 @@ class Turns:
                 if self._running:
                     tasks.cancel_scope.cancel()
         self._tasks = None
+        await self.settled()  # a heartbeat of a call that was cut
         await self._settle(problem)
 
     async def _go_on(self) -> None:
@@ -526,14 +527,20 @@ class Turns:
             )
             self._instance.log.warning("%s", text)
 
-    async def commit(self, make: Callable[[], Proposal]) -> None:
-        """Make durable what `make` gives, when nothing else is being written; calls do so beside the deliveries."""
+    async def settled(self) -> None:
+        """Wait until nothing is being written, by a call or of one."""
         while self._writing:
             self._written = self._written or anyio.Event()
             await self._written.wait()
+
+    async def commit(self, make: Callable[[], Proposal | None]) -> None:
+        """Make durable what `make` gives, when nothing else is being written; calls do so beside the deliveries."""
+        await self.settled()
         self._writing = True
         try:
-            await self._instance.commit(make())
+            proposal = make()
+            if proposal is not None:
+                await self._instance.commit(proposal)
         finally:
             self._writing = False
             if self._written is not None:
@@ -541,6 +548,10 @@ class Turns:
                 written.set()
 
     # Calls
+
+    def makes(self, number: int) -> bool:
+        """Whether this call is under way, and what is written of it belongs to an instance that this worker has."""
+        return number in self._running and number in self.operations.open and self._instance.owns
 
     def _begin_calls(self, *, alone: bool = True) -> Asked | None:
         """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""

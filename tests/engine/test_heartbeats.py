@@ -1,14 +1,22 @@
 """What attempts say of themselves outlives them: failed attempts, dead workers, workers that leave."""
 
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 import pytest
 
 from tests import wat
-from tests.lab import AT_ONCE, Lab, answers
+from tests.lab import AT_ONCE, Lab, MemoryLab, answers
+from tests.turning import Turn, complete, turning
+from tests.turning import call as asks
 from wasman_host import control
 from wasman_host.activity import ActivityCall, ActivityDefinition, Retry
+from wasman_host.machine import Proposal
 from wasman_host.record import OpenOperation
 from wasman_host.slots import Slots
+from wasman_host.store import Claim
+from wasman_host.turns import Turns
 
 ASKS = wat.script(wat.call("copies"))
 
@@ -267,6 +275,45 @@ async def test_who_dies_while_a_call_waits_for_its_turn_has_begun_no_attempt(lab
     assert (await lab.record("second")).open[0].attempts == 0
     async with lab.worker(ActivityDefinition("second", second, once)):
         assert await lab.result("second") == [1]
+
+
+async def test_a_heartbeat_that_comes_to_be_written_after_its_instance_was_given_up_is_not(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written over that, in the name of a worker that no longer had the instance: nobody else could take it."""
+    claim, commit = lab.store.claim, Turns.commit
+    begun, late = anyio.Event(), anyio.Event()
+    waits: list[Turns] = []
+
+    async def commits(self: Turns, make: Callable[[], Proposal | None]) -> None:
+        if begun.is_set() and not waits:
+            waits.append(self)
+            [instance] = engine._live.values()
+            instance.leave()
+            while engine._live:
+                await anyio.sleep(0.001)
+            await commit(self, make)
+            late.set()
+        else:
+            await commit(self, make)
+
+    async def claims(*given: Any) -> list[Claim]:
+        return await claim(*given) if not begun.is_set() or late.is_set() else []
+
+    async def copies(call: ActivityCall) -> bytes:
+        if not begun.is_set():
+            begun.set()
+            call.attempts.heartbeat(call, b"[1]")
+            await anyio.sleep_forever()
+        return b"1"
+
+    monkeypatch.setattr(Turns, "commit", commits)
+    monkeypatch.setattr(lab.store, "claim", claims)
+    await lab.start(turning(Turn(asks(0, "copies")), Turn(complete(b"1"))))
+    with anyio.fail_after(10):
+        async with lab.worker(answers("copies", copies)) as engine:
+            assert await lab.result() == 1
+            await late.wait()
 
 
 def test_a_record_without_heartbeats_is_written_as_before() -> None:
