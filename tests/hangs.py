@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from types import CoroutineType, FrameType, GeneratorType
 from typing import Any
 
 import pytest
@@ -23,12 +23,12 @@ import trio
 SECONDS = float(os.environ.get("WASMAN_TEST_SECONDS", "540"))
 _ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
 _OTHERS = (sysconfig.get_path("stdlib") + os.sep, "<")
-_shown = [2]
+_stderr = [2]
 
 
 def pytest_configure() -> None:
     """Keep where standard error leads: pytest captures it while a test runs."""
-    _shown[0] = os.dup(2)
+    _stderr[0] = os.dup(2)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,7 +45,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
 
 
 def _give_up(test: str) -> None:
-    os.write(_shown[0], f"\n{report()}\nHANGS: {test} has not ended after {SECONDS:.0f} s\n".encode())
+    os.write(_stderr[0], f"\n{report()}\nHANGS: {test} has not ended after {SECONDS:.0f} s\n".encode())
     os._exit(1)
 
 
@@ -92,9 +92,6 @@ def _stack(awaited: object) -> tuple[Sequence[FrameType], object]:
         elif isinstance(awaited, GeneratorType):
             frames.append(awaited.gi_frame)
             awaited = awaited.gi_yieldfrom
-        elif isinstance(awaited, AsyncGeneratorType):
-            frames.append(awaited.ag_frame)
-            awaited = awaited.ag_await
         else:
             break
     return [frame for frame in frames if frame is not None], awaited

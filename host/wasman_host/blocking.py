@@ -59,7 +59,6 @@ class Blocking(Turns):
                 tasks.cancel_scope.shield = True
             tasks.cancel_scope.cancel()
         self._tasks = None
-        await self.settled()  # a heartbeat of a call that was cut
         if problem is None and self.operations.end is None:
             self.operations.end = CompleteCommand(b"null")  # it has returned, which is enough
         await self._settle(problem)
@@ -131,16 +130,11 @@ class Blocking(Turns):
                 failure = delivery.failure.as_json() if delivery.failure else None
                 self.exchange.untaken[delivery.operation] = (to_json(failure), True)
 
+    @property
     @override
-    def evict(self) -> bool:
+    def _may_be_evicted(self) -> bool:
         # While a call is under way its guest stays: what it waits for would be called again.
-        return not self._running and super().evict()
-
-    @override
-    async def _give_memory_up(self) -> None:
-        # It was asked for when no call was under way, and something was delivered before it came to that.
-        if not self._running:
-            await super()._give_memory_up()
+        return not self._running
 
     @override
     async def keep(self) -> None:

@@ -111,7 +111,7 @@ class ConcurrentCall(Run):
         await self._instance.commit(proposal)
 
     @override
-    async def propose(self, make: Callable[[], Proposal]) -> None:
+    async def propose(self, make: Callable[[], Proposal | None]) -> None:
         # What the guest cancels must not leave a commit whose outcome nobody knows.
         with anyio.CancelScope(shield=True):
             await self._turns.commit(make)
@@ -126,8 +126,7 @@ class ConcurrentCall(Run):
             made = self._turns.makes(self.asked.number)
             return propose() if made else None
 
-        with anyio.CancelScope(shield=True):
-            await self._turns.commit(make)
+        await self.propose(make)
         return made
 
     @override

@@ -161,6 +161,11 @@ class Turns:
         """Whether the guest's memory holds all that is durable, and nothing of it is on any stack."""
         return self._resting
 
+    @property
+    def _may_be_evicted(self) -> bool:
+        """Whether a guest that waits comes back, without its memory, to where it is."""
+        return True
+
     def stir(self) -> None:
         """Something may have happened: look."""
         self._stirred = True
@@ -181,7 +186,7 @@ class Turns:
 
     def evict(self) -> bool:
         """Keep the guest, and give its memory up, as soon as it waits; False where it does not."""
-        if self._answer is None and self._sleep is None and self._alone is None:
+        if not self._may_be_evicted or (self._answer is None and self._sleep is None and self._alone is None):
             return False
         self._evicting = True
         self.stir()
@@ -210,7 +215,6 @@ class Turns:
                 if self._running:
                     tasks.cancel_scope.cancel()
         self._tasks = None
-        await self.settled()  # a heartbeat of a call that was cut
         await self._settle(problem)
 
     async def _go_on(self) -> None:
@@ -264,6 +268,7 @@ class Turns:
 
     async def _settle(self, problem: Exception | None) -> None:
         """What comes of the run, where it has ended or `problem` keeps it from going on."""
+        await self.settled()  # a heartbeat of a call that was cut
         if isinstance(problem, GuestEnded):
             await self._instance.fail(self._instance.failure_of(problem.outcome))
         elif problem is not None:
@@ -425,7 +430,8 @@ class Turns:
                 return deliveries, cancel
             if self._evicting:
                 self._evicting = False
-                await self._give_memory_up()
+                if self._may_be_evicted:  # since that was asked for, something may have been delivered
+                    await self._give_memory_up()
             elif not self._stirred:
                 await self._wait(due)
 
@@ -535,7 +541,8 @@ class Turns:
 
     async def commit(self, make: Callable[[], Proposal | None]) -> None:
         """Make durable what `make` gives, when nothing else is being written; calls do so beside the deliveries."""
-        await self.settled()
+        if self._writing:
+            await self.settled()
         self._writing = True
         try:
             proposal = make()
@@ -551,7 +558,7 @@ class Turns:
 
     def makes(self, number: int) -> bool:
         """Whether this call is under way, and what is written of it belongs to an instance that this worker has."""
-        return number in self._running and number in self.operations.open and self._instance.owns
+        return number in self._running and self._instance.owns
 
     def _begin_calls(self, *, alone: bool = True) -> Asked | None:
         """Begin the calls that were asked for, each in a task of its own; or give the one that the guest waits for."""

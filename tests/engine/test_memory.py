@@ -488,8 +488,7 @@ def test_a_guest_that_was_closed_is_neither_answered_nor_entered() -> None:
     guest = Guest(compile_module(data, "closed"), World(b""), LIMITS)
     guest.enter("run")
     assert isinstance(guest.resume(), Parked)
-    slot = guest._slot
-    assert slot
+    assert guest._slot
     guest.close()
     guest.answer(1)
     assert guest._slot == 0

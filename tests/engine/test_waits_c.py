@@ -132,7 +132,7 @@ async def test_a_worker_that_is_to_leave_as_a_deadline_is_committed_leaves(
     ledger = Ledger()
     await lab.start(WAITS, 1)
     with anyio.fail_after(PATIENCE):
-        async with lab.worker(*activities(ledger), max_instances=1) as engine:
+        async with lab.worker(*activities(ledger)) as engine:
             await engine._left.wait()
     await lab.signal("mail", 7)
     assert await lab.complete(*activities(ledger)) == expected(1)

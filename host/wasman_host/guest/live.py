@@ -479,6 +479,7 @@ class Guest:
 
     def set_global(self, place: int, number: int) -> None:
         """Set the mutable i32 global at `place` in the module's order, also while the guest is parked."""
+        self._require()
         kind, export = self._globals[place]
         value = capi.Value()
         value.kind, value.of.i32 = ctypes.c_uint8(kind), ctypes.c_int32(number).value
